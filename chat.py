@@ -1,0 +1,365 @@
+"""chat: a room for people on one network, in one file.
+
+    python chat.pyz serve                       open a room on this computer
+    python chat.pyz serve --lan --open          ... for everyone on this network
+    python chat.pyz join 192.168.1.5 --name bob take part
+    python chat.pyz replay FILE                 watch a recorded session again
+
+The one idea: a room is an append-only log, and everything else reads it. Whoever speaks appends a
+line to the log under one lock; whoever appended also flushes: one write to the session file, then
+one send to each member, of everything new. The lines on the wire are the lines of the file, so
+recording is keeping the bytes and replay is reading them.
+
+The words used throughout, here as in the help and on the wire:
+    line      one JSON object and a newline; the only thing that travels or is recorded
+    request   a line with which a client asks ("do"); event: one that the room tells everyone ("ev");
+              reply: one for a single person ("re")
+    log       all events of a session, numbered by n from 0; t is the seconds since its start
+    member    a person in the room; seat: the n of their join event, never reused as names are
+    chunk     the events of one round, as one bytes object
+    round     one pass of the flush: take what is new, write it, send it to everyone
+    in step   a member that was sent every chunk; lag: what the others still have to be sent
+    letter    a reply on its way to one member, outside the log
+    recording the session file while it is written
+
+The rules of the house:
+    1. A section names only what stands above it.
+    2. The lock guards log and people, and is never held over a disk, a socket, a terminal, a sleep.
+    3. The baton goes to one thread at a time. Its holder alone writes the recording and sends on or
+       closes a member's socket. Readers only try for it; nobody takes it while holding the lock.
+    4. A socket has one reader thread, and only that thread receives from it.
+    5. Only `append` stamps events. Input is checked once, at the door; inside everything is trusted.
+    6. `render` is the only road from an event to a screen.
+    7. Requests, commands, events and styles are tables. No mutable state at module level.
+
+The map:
+    limits, lines, rendering, session file, room, doors, screen, server, client, replay, command line
+"""
+
+import _thread
+import argparse
+import collections
+import contextlib
+import datetime
+import errno
+import getpass
+import itertools
+import json
+import os
+import queue
+import re
+import selectors
+import signal
+import socket
+import sys
+import threading
+import time
+import unicodedata
+import zlib
+from json.encoder import encode_basestring as quote
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+try:
+    import msvcrt
+except ImportError:  # everything else
+    msvcrt = None
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+__version__ = "1.0"
+
+
+# === limits =======================================================================================
+# Every limit and default in one place, each with its reason, and the one error meant for people.
+
+PORT = 7011
+VERSION = 1  # of the lines on the wire and in session files; a reader refuses a higher one
+
+LINE_BYTES = 64 << 10  # what a client may send in one line: 4,000 emoji, escaped, fit
+REPLY_BYTES = 8 << 20  # what a server may: a welcome names everybody present
+TEXT_POINTS = 4000  # a page of text; more belongs in a file
+TEXT_ROWS = 60  # so that one message cannot scroll everything else away
+NAME_POINTS = 32
+NESTING = 32  # brackets in a line; thousands would overflow a small thread stack inside json
+REFUSED_LINES = 20  # after so many lines that made no sense, the other side speaks something else
+
+HISTORY = 50  # say and me lines that a newcomer is given
+HISTORY_STRETCH = 10  # ... looking at most so many times as many events back
+HISTORY_BYTES = 256 << 10
+KEEP_BYTES = 1 << 20  # of the log kept in memory, for newcomers and the console
+LAG_BYTES = 8 << 20  # what may wait for one member; more means that it has stopped reading
+FAREWELL_SECONDS = 5.0  # for what a leaving member is still to be sent
+ENDING_SECONDS = 1.4  # the same when the whole room ends: within two seconds all is over
+ROUNDS = 50  # that one reader may carry out in a row, before its own socket waits too long
+PIECE_BYTES = 64 << 10  # small chunks are sent together to a member that lags
+HELLO_SECONDS = 30.0  # to say who one is
+READ_BYTES = 1024, 64 << 10  # recv takes the first even while it waits; it grows while it is filled
+IDLE_SECONDS = 2e6  # three weeks: the longest time-out that every system can count
+
+RATE = 50  # requests per second and person: nobody types so fast, scripts may
+RATE_BURST = 4  # seconds' worth that may come at once
+RATE_AHEAD = 60.0  # seconds; whoever sent more than that beyond the limit is cut
+WHO_PEOPLE = 100  # a `who` costs one request for each so many people that it lists
+
+RETRY_SECONDS = 1.0  # between attempts to record again
+BACKLOG_BYTES = 1 << 20  # of lines kept for the recording while it fails
+
+CONSOLE_LINES = 100  # shown per batch; the rest of a flood is counted
+CONSOLE_SECONDS = 0.1  # between batches
+SCREEN_SECONDS = 0.04  # between batches in the client: fewer are choppy, more cost keys
+SCREEN_LINES = 1000  # waiting for a terminal; what is beyond is counted, not shown
+CONNECT_SECONDS = 10.0
+AHEAD = 100  # lines that a script may be ahead of the server's confirmation
+ACKNOWLEDGE_SECONDS = 2.0  # how long a leaving client waits for the server's last line
+
+
+class ChatError(Exception):
+    """Something a person should read: one plain sentence, and for the wire a code, a free name, an id."""
+
+    def __init__(self, text, code="bad-line", name=None):
+        super().__init__(text)
+        self.code, self.name, self.id = code, name, None
+
+
+# === lines ========================================================================================
+# One JSON object per line, UTF-8, compact, keys in a fixed order. This is the only place that
+# touches JSON and the only judge of input: what it has let in is trusted from there on, by the
+# room as by whoever reads a session file.
+
+RESERVED = frozenset("server system admin all here everyone me you chat".split())
+_dump = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+_scan = json.JSONDecoder().scan_once  # one C call per line; json.loads would double its cost
+_string = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"')
+_number = re.compile(rb'"n":(\d+)')
+
+
+def encode(fields):
+    """The line for these fields; those that are None are left out."""
+    present = {key: value for key, value in fields.items() if value is not None}
+    return (_dump(present) + "\n").encode()
+
+
+def encode_talk(n, t, who, requests):
+    """The events for one member's say and me requests, numbered from n; `who` is already quoted."""
+    # Written out because a busy room spends its time here: a fifth of the price of `encode`.
+    stamp = ',"t":%r,"who":%s,"text":' % (t, who)
+    lines = []
+    for n, request in enumerate(requests, n):
+        text, mark = quote(request["text"]), request.get("id")
+        end = "}\n" if mark is None else ',"id":%d}\n' % mark
+        lines.append('{"ev":"%s","n":%d%s%s%s' % (request["do"], n, stamp, text, end))
+    return "".join(lines).encode()
+
+
+def decode(line):
+    """The object that a line holds, not yet checked any further."""
+    if line.count("[") + line.count("{") > NESTING:
+        outside = _string.sub("", line)
+        if outside.count("[") + outside.count("{") > NESTING:
+            raise ChatError("this line is nested too deeply")
+    line = line.strip(" \t\r\n")
+    try:
+        value, end = _scan(line, 0)
+    except (ValueError, StopIteration, RecursionError):
+        end = -1
+    if end != len(line) or type(value) is not dict:
+        raise ChatError("this is not a line of this chat, which are JSON objects such as "
+                        '{"do":"say","text":"hello"}')
+    return value
+
+
+def encode_welcome(t, you, n, people, id):
+    """The welcome for a newcomer; the names are quoted already, since a crowd brings many of them."""
+    mark = "" if id is None else ',"id":%d' % id
+    return ('{"re":"welcome","t":%r,"you":%s,"n":%d,"people":[%s]%s}\n' % (t, you, n, people, mark)).encode()
+
+
+def check_text(text):
+    """Refuse what is not something that a person could say."""
+    if type(text) is not str:
+        raise ChatError('a message needs a "text" that is a string')
+    if not text or text.isspace():
+        raise ChatError("there is nothing in this message")
+    if len(text) > TEXT_POINTS:
+        raise ChatError(f"a message has at most {TEXT_POINTS:,} characters, this one has {len(text):,}",
+                        "too-long")
+    if text.count("\n") >= TEXT_ROWS:
+        raise ChatError(f"a message has at most {TEXT_ROWS} lines", "too-long")
+    if "\0" in text or not is_utf8(text):
+        raise ChatError("this message is not text: it holds a NUL character or half a character")
+
+
+def check_name(name):
+    """The name as it will be shown, or the ChatError that says why it cannot be one."""
+    if type(name) is not str:
+        raise ChatError("a name must be a string", "bad-name")
+    name = unicodedata.normalize("NFC", name)
+    if not name or name.isspace():
+        raise ChatError("a name must not be empty", "bad-name")
+    if len(name) > NAME_POINTS:
+        raise ChatError(f"a name has at most {NAME_POINTS} characters", "bad-name", suggest_name(name))
+    # One letter for each character: L letter, N digit, M mark, the rest as it is.
+    kinds = "".join(point if point in "_.-" else unicodedata.category(point)[0] for point in name)
+    if not re.match(r"[LN][LNM_.-]*\Z", kinds):
+        raise ChatError("a name is made of letters, digits and _ . - and begins with a letter or digit",
+                        "bad-name", suggest_name(name))
+    if "MMM" in kinds:
+        raise ChatError("a name has at most two marks on one letter", "bad-name")
+    if name_key(name) in RESERVED:
+        raise ChatError(f"the name {name} is reserved", "bad-name")
+    return name
+
+
+def suggest_name(name):
+    """A name as near to this one as the rules allow; None when nothing is left of it."""
+    kept = [point for point in unicodedata.normalize("NFC", name.replace(" ", "_"))
+            if point in "_.-" or unicodedata.category(point)[0] in "LN"]
+    return "".join(kept).lstrip("_.-")[:NAME_POINTS] or None
+
+
+def name_key(name):
+    """What makes two names the same: Bob is bob, and a wide letter is a letter."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+
+
+def is_utf8(text):
+    """Whether this text has no half characters (lone surrogates), so that it can be encoded."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_start(value):
+    try:
+        return datetime.datetime.fromisoformat(value).utcoffset() is not None
+    except (TypeError, ValueError):
+        return False
+
+
+# What a field may be: a test, and the words for it.
+STRING = lambda value: type(value) is str and is_utf8(value), "a string of whole characters"
+COUNT = lambda value: type(value) is int and 0 <= value < 1 << 53, "a whole number from 0 to 2^53-1"
+SECONDS = lambda value: type(value) in (int, float) and 0 <= value < 1e11, "a number of seconds"
+PEOPLE = lambda value: type(value) is list and all(map(STRING[0], value)), "a list of names"
+START = _is_start, "a time with its zone"
+TALK = lambda value: check_text(value) is None, "a string"
+
+# What a client asks, and the fields each request must have, besides an id if it likes.
+REQUESTS = {
+    "hello": {"name": STRING},
+    "say": {"text": TALK},
+    "me": {"text": TALK},
+    "tell": {"to": STRING, "text": TALK},
+    "nick": {"name": STRING},
+    "who": {},
+    "ping": {},
+    "bye": {},
+}
+# What a server says, to everyone and to one person, with the fields that `render` and clients rely on.
+_stamp = {"n": COUNT, "t": SECONDS}
+EVENTS = {
+    "session": {**_stamp, "v": COUNT, "id": STRING, "start": START, "room": STRING},
+    "join": {**_stamp, "who": STRING, "from": COUNT},
+    "leave": {**_stamp, "who": STRING, "why": STRING},
+    "nick": {**_stamp, "who": STRING, "name": STRING},
+    "say": {**_stamp, "who": STRING, "text": STRING},
+    "me": {**_stamp, "who": STRING, "text": STRING},
+    "notice": {**_stamp, "text": STRING},
+    "mark": {**_stamp, "text": STRING},
+    "end": _stamp,
+}
+REPLIES = {
+    "welcome": {"t": SECONDS, "you": STRING, "n": COUNT, "people": PEOPLE},
+    "tell": {"t": SECONDS, "who": STRING, "to": STRING, "text": STRING},
+    "who": {"t": SECONDS, "people": PEOPLE},
+    "error": {"t": SECONDS, "code": STRING, "text": STRING},
+    "pong": {"t": SECONDS},
+}
+
+
+def decode_request(line):
+    """The request that a line makes, checked; extra fields are ignored."""
+    if line is None or len(line) > LINE_BYTES:
+        raise ChatError(f"a line has at most {LINE_BYTES:,} bytes", "too-long")
+    request = decode(line)
+    do, mark = request.get("do"), request.get("id")
+    fields = REQUESTS.get(do) if type(do) is str else None
+    if fields is None:
+        raise ChatError(f'"do" must be one of: {" ".join(REQUESTS)}')
+    if mark is not None and not COUNT[0](mark):
+        raise ChatError(f'"id" must be {COUNT[1]}')
+    try:
+        check_fields(do, fields, request)
+    except ChatError as error:
+        error.id = mark
+        raise
+    return request
+
+
+def decode_event(line):
+    """The event or reply that a line holds, checked; unknown ones pass, with a time."""
+    event = decode(line)
+    known, word = (EVENTS, event["ev"]) if "ev" in event else (REPLIES, event.get("re"))
+    if not STRING[0](word):
+        raise ChatError("this line is neither an event nor a reply")
+    check_fields(word, known.get(word, REPLIES["pong"]), event)
+    return event
+
+
+def check_version(session):
+    """Refuse a session whose lines may mean something that this program does not know."""
+    if session["v"] > VERSION:
+        raise ChatError("this session was made by a newer chat, which can also read it")
+
+
+def check_fields(word, fields, given):
+    """Refuse a request, event or reply that lacks one of these fields or has it wrong."""
+    for field, (test, words) in fields.items():
+        if not test(given.get(field)):
+            raise ChatError(f'{word} needs "{field}": {words}')
+
+
+def blocks(receive, limit):
+    """Yield what arrives as blocks of whole lines; None stands for a line over the limit."""
+    # Many lines that arrived together are judged and appended together. The read size grows while it
+    # is filled, because recv allocates all of it before it waits, in every thread.
+    size, rest, skipping = READ_BYTES[0], b"", False
+    while True:
+        data = receive(size)
+        if not data:
+            return
+        if len(data) == size and size < READ_BYTES[1]:
+            size *= 2
+        elif len(data) < size >> 3 and size > READ_BYTES[0]:
+            size >>= 1
+        cut = data.rfind(b"\n") + 1
+        if skipping and cut:
+            data, skipping = data[data.find(b"\n") + 1:], False
+            cut = data.rfind(b"\n") + 1
+        elif skipping:
+            continue
+        if cut:
+            yield rest + data[:cut] if rest else data[:cut]
+            rest = data[cut:]
+        else:
+            rest += data
+        if len(rest) > limit:
+            rest, skipping = b"", True
+            yield None
+
+
+def lines_of(block):
+    """The lines of a block as text; what is not UTF-8 becomes lone surrogates, which checks refuse."""
+    return [None] if block is None else block[:-1].decode(errors="surrogateescape").split("\n")
+
+
+def number_of(line):
+    """The n of an encoded event, or of the first in a chunk."""
+    return int(_number.search(line).group(1))
