@@ -363,3 +363,126 @@ def lines_of(block):
 def number_of(line):
     """The n of an encoded event, or of the first in a chunk."""
     return int(_number.search(line).group(1))
+
+
+# === rendering ====================================================================================
+# `render` turns an event or reply into pieces of text, each with the name of a style; console, client,
+# replay and every export use it, and nothing that people wrote reaches a screen any other way. The
+# table of code points is fixed, since the tables that come with Python differ between versions.
+
+# Styles and their terminal colours; the names' colours can be read on dark and on light ground.
+STYLES = {"text": "", "time": "2", "system": "2", "me": "3", "private": "35", "error": "31", "mark": "1;7",
+          **{f"name{number}": f"1;{colour}" for number, colour in
+             enumerate("31 32 33 34 35 36 91 92 94 95".split())}}
+NAME_STYLES = 10
+CONTINUED = "      │ "  # before each further row of a message: no text can begin left of it
+
+# What a text must not bring to a terminal, as character classes, and what stands there instead.
+BREAKS = "\r\v\f\x85\u2028\u2029"  # only \n begins a row
+CONTROLS = "\0-\x08\x0e-\x1f"  # among them what begins every escape sequence
+NOT_CHARACTERS = ("\x7f-\x84\x86-\x9f\ud800-\uf8ff\ufdd0-\ufdef\ufffe\uffff"
+                  "\U000f0000-\U0010ffff")  # C1 controls, surrogates, private use
+UNSEEN = ("\xad\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f"
+          "\u3164\ufe00-\ufe0d\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e0fff")  # or turning the direction
+JOINERS = "\u200c\u200d\ufe0e\ufe0f"  # of emoji and of Persian: needed inside a word, hidden elsewhere
+MARKS = ("\u0300-\u036f\u0483-\u0489\u0591-\u05bd\u0610-\u061a\u064b-\u065f\u06d6-\u06dc\u0e31\u0e34-\u0e3a"
+         "\u0e47-\u0e4e\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f")  # that pile up on one letter
+HARMLESS = tuple((re.compile(pattern), instead) for pattern, instead in (
+    ("\r\n", "\n"),
+    ("\t", "    "),
+    (f"[{BREAKS}]", " "),
+    (f"[{CONTROLS}]", lambda match: chr(0x2400 + ord(match.group()))),  # its picture
+    (f"[{NOT_CHARACTERS}]", "\ufffd"),
+    (f"[{UNSEEN}]+", ""),
+    (f"([{JOINERS}]{{2}})[{JOINERS}]+", r"\1"),
+    (f"(?:^|(?<=\\s))[{JOINERS}]+|[\u200c\u200d]+(?=\\s|$)", ""),
+    (f"([{MARKS}]{{3}})[{MARKS}]+", r"\1"),
+))
+_suspect = re.compile(f"[\t{BREAKS}{CONTROLS}{NOT_CHARACTERS}{UNSEEN}{JOINERS}{MARKS}]")
+
+
+def clean(text):
+    """The text made harmless: nothing left that a terminal obeys, that hides or that turns around."""
+    if _suspect.search(text):
+        for pattern, instead in HARMLESS:
+            text = pattern.sub(instead, text)
+    return text
+
+
+def clean_row(text):
+    """The text made harmless and kept to one row, as names, reasons and rooms are shown."""
+    return clean(text).replace("\n", " ")
+
+
+def name_style(name):
+    """The style of a name: the same for the same name everywhere and always."""
+    return f"name{zlib.crc32(name_key(name).encode()) % NAME_STYLES}"
+
+
+def clock(session, t):
+    """The time of day in the session's own zone, t seconds after its start."""
+    start = datetime.datetime.fromisoformat(session["start"])
+    minutes = start.hour * 60 + start.minute + int((start.second + start.microsecond / 1e6 + t) // 60)
+    return "%02d:%02d" % divmod(minutes % 1440, 60)
+
+
+LEFT = {"left": "left", "lost": "lost the connection", "kicked": "was removed", "slow": "was too slow, and was cut"}
+
+# What people see of each event and reply: its style, and its words with the fields among them.
+RENDERINGS = {
+    "session": ("system", "-- room {room}, open since {start}"),
+    "join": ("system", "-- {who} joined"),
+    "leave": ("system", "-- {who} {why}{reason}"),
+    "nick": ("system", "-- {who} is now {name}"),
+    "say": ("text", "{who}: {text}"),
+    "me": ("me", "* {who} {text}"),
+    "notice": ("system", "-- {text}"),
+    "mark": ("mark", "== {text}"),
+    "end": ("system", "-- the room is closed"),
+    "welcome": ("system", "-- you are {you}; {people}"),
+    "tell": ("private", "{who} → {to} (private): {text}"),
+    "who": ("system", "-- {people}"),
+    "error": ("error", "!! {text}"),
+    "remark": ("system", "-- {text}"),
+    "pong": ("system", ""),
+}
+_templates = {word: (style, re.findall(r"\{(\w+)\}|([^{]+)", words)) for word, (style, words) in RENDERINGS.items()}
+
+
+def _field(event, field, style, viewer):
+    # The pieces for one field of an event, whose own style is this one.
+    value = event.get(field)
+    if style == "private" and value == viewer and field != "text":
+        return [(style, "you")]
+    if field in ("who", "to", "name", "you"):
+        return [(name_style(value), clean_row(value))]
+    if field == "people":
+        names = [[(style, ", "), (name_style(name), clean_row(name))] for name in value]
+        return [(style, f"{len(value)} here: ")] + sum(names, [])[1:]
+    if field == "text":
+        return [(style, clean(value).replace("\n", "\n" + CONTINUED))]
+    if field == "reason":  # of a leave; may be absent
+        return [(style, f": {clean_row(event['text'])}")] if type(event.get("text")) is str else []
+    words = {"why": LEFT.get(value, "left"), "start": str(value)[:16].replace("T", " ")}
+    return [(style, clean_row(words.get(field, value)))]
+
+
+def render(event, session, viewer=None):
+    """An event or reply as (style, text) pieces, as `viewer` sees it; none if there is nothing to see."""
+    style, parts = _templates.get(event.get("ev", event.get("re")), ("system", None))
+    if parts is None:
+        parts = [("", "-- " + clean_row(encode(event).decode()[:200].rstrip()))]
+    pieces = [("time", clock(session, event["t"]) + " ")]
+    for field, words in parts:
+        pieces += [(style, words)] if words else _field(event, field, style, viewer)
+    return pieces if parts else []
+
+
+def plain(pieces):
+    """The pieces as text without styles."""
+    return "".join([text for style, text in pieces])
+
+
+def coloured(pieces):
+    """The pieces as text with the escape sequences of their colours; the text itself holds none."""
+    return "".join([f"\x1b[{STYLES[style]}m{text}\x1b[0m" if STYLES[style] else text for style, text in pieces])
