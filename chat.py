@@ -486,3 +486,239 @@ def plain(pieces):
 def coloured(pieces):
     """The pieces as text with the escape sequences of their colours; the text itself holds none."""
     return "".join([f"\x1b[{STYLES[style]}m{text}\x1b[0m" if STYLES[style] else text for style, text in pieces])
+
+
+# === session file =================================================================================
+# A session file is the log, byte for byte, as JSON Lines. The writer is strict: whole lines only, each
+# or a reason. The reader forgives: what is torn, damaged or missing is named and passed over.
+
+
+def default_path(*names):
+    """A new file name in sessions/ under the current folder: the time, then these names, made safe."""
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    safe = [re.sub(r"[^\w.-]+", "_", name).strip("._")[:40] or "room" for name in names]
+    base = os.path.join("sessions", "-".join([stamp] + safe))
+    path, number = base + ".jsonl", 2
+    while os.path.exists(path):
+        path, number = f"{base}-{number}.jsonl", number + 1
+    return path
+
+
+def make_folder(path):
+    """Make the folder that this file is to be in."""
+    try:
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    except OSError as error:
+        raise ChatError(f"cannot make the folder of {path}: {error.strerror}") from None
+
+
+def _lock_file(descriptor):
+    # Two servers on one file would mix their numbers. Where a system or a network drive has no locks,
+    # the file is used without.
+    try:
+        if fcntl:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        elif msvcrt:
+            os.lseek(descriptor, 1 << 40, os.SEEK_SET)  # a byte that no one will ever read
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK):
+            raise ChatError("another server is recording into this file") from None
+
+
+class Recording:
+    """The one writer of a session file: it holds whole lines at every moment, even on a full disk."""
+
+    # On failure the lines are kept, up to a limit, and writing is tried again each second. What had to
+    # be let go shows as a jump in n. `head` is what a file must begin with if it has to be made again.
+
+    def __init__(self, path, head=b"", size=None):
+        self.path, self.head = path, head
+        self.backlog, self.failing, self.retry_at = collections.deque(), False, 0.0
+        self.size = 0
+        try:
+            self.descriptor = self._open(os.O_EXCL | os.O_CREAT if size is None else 0)
+            _lock_file(self.descriptor)
+            if size is None:
+                self._append(head)
+            else:
+                self.size = size
+                self._set_aside_torn()
+        except FileExistsError:
+            raise ChatError(f"{path} exists already; choose another name") from None
+        except OSError as error:
+            raise ChatError(f"cannot record into {path}: {error.strerror}") from None
+
+    def _open(self, flags):
+        return os.open(self.path, flags | os.O_RDWR | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o600)
+
+    def _set_aside_torn(self):
+        # What a server that died could not finish writing is no line, but may be somebody's words.
+        torn = os.fstat(self.descriptor).st_size - self.size
+        if torn:
+            os.lseek(self.descriptor, self.size, os.SEEK_SET)
+            with open(self.path + ".torn", "ab") as aside:
+                aside.write(os.read(self.descriptor, torn))
+            os.ftruncate(self.descriptor, self.size)
+        if not self.size:
+            self._append(self.head)
+
+    def _append(self, data):
+        done = 0
+        try:
+            while done < len(data):
+                done += os.write(self.descriptor, data[done:] if done else data)
+            if not os.fstat(self.descriptor).st_nlink:
+                raise FileNotFoundError(errno.ENOENT, "the file is gone")
+        except OSError:
+            with contextlib.suppress(OSError):  # then _reopen cuts it
+                os.ftruncate(self.descriptor, self.size)
+            raise
+        self.size += done
+
+    def _reopen(self):
+        # The same file again, where it was; a new one, from its first line, where it is gone.
+        old = os.fstat(self.descriptor)
+        try:
+            now = os.stat(self.path)
+        except FileNotFoundError:
+            new = self._open(os.O_EXCL | os.O_CREAT)
+            os.close(self.descriptor)
+            self.descriptor, self.size = new, 0
+            _lock_file(new)
+            return self._append(self.head)
+        if not os.path.samestat(old, now):
+            raise FileExistsError(errno.EEXIST, "another file has taken its name")
+        os.ftruncate(self.descriptor, self.size)
+
+    def write(self, lines):
+        """Append whole lines; returns a sentence when recording begins to fail or works again."""
+        now = time.monotonic()
+        if self.failing and now < self.retry_at:
+            return self._keep(lines)
+        try:
+            if self.failing:
+                self._reopen()
+                lines = b"".join(self.backlog) + lines
+                self.backlog.clear()
+            self._append(lines)
+        except OSError as error:
+            self._keep(lines)
+            self.retry_at, was, self.failing = now + RETRY_SECONDS, self.failing, True
+            return None if was else f"recording failed ({error.strerror}); it is tried again each second"
+        if self.failing:
+            self.failing = False
+            return "recording works again"
+        return None
+
+    def _keep(self, lines):
+        if lines:
+            self.backlog.append(lines)
+        while sum(map(len, self.backlog)) > BACKLOG_BYTES:
+            self.backlog.popleft()
+
+    def close(self):
+        """Write what still can be, make it last, and close."""
+        if self.failing:
+            self.retry_at = 0.0
+            self.write(b"")
+        with contextlib.suppress(OSError):  # a file that cannot be synced is still as complete as it gets
+            os.fsync(self.descriptor)
+        os.close(self.descriptor)
+
+
+def read_lines(file):
+    """Yield (number, line) of a session file; the line is None where it was far too long to be one."""
+    number, skipping = 0, False
+    for line in iter(lambda: file.readline(REPLY_BYTES), b""):
+        whole = line.endswith(b"\n")
+        if not skipping:
+            number += 1
+        if not whole and len(line) == REPLY_BYTES:
+            if not skipping:
+                yield number, None
+            skipping = True
+        elif skipping:
+            skipping = not whole
+        elif whole:  # else it is torn: somebody is still writing it, or died while doing so
+            yield number, line
+
+
+def remark(t, text):
+    """A line that is in no file: what a reader has to say about it."""
+    return {"re": "remark", "t": t, "text": text}
+
+
+def event_of(line):
+    """The event or reply of a line read from a file; None if it is damaged."""
+    try:
+        return decode_event(line.decode()) if line else None
+    except (ChatError, UnicodeDecodeError):
+        return None
+
+
+def read_session(file):
+    """Yield the events of a session file opened in binary, remarks on what is missing among them."""
+    expected, t, private = None, 0.0, False
+    for number, line in read_lines(file):
+        if number == 1 and line and line.startswith(b"\xef\xbb\xbf"):
+            line = line[3:]
+        if line is not None and not line.strip():
+            continue
+        event = event_of(line)
+        if not event:
+            yield remark(t, f"line {number} is damaged and was passed over")
+            continue
+        if event.get("ev") == "session":
+            check_version(event)
+        private = private or event.get("re") == "welcome"  # what a person was not given is not missing
+        n, t = event.get("n"), max(t, event["t"])
+        if "ev" in event and type(n) is int:
+            if expected is not None and n > expected and not private:
+                yield remark(t, f"{n - expected:,} lines were not recorded here")
+            expected = n + 1
+        yield event
+
+
+def recover(path):
+    """What a server needs to go on in its own session file: its events, counted, and its last lines."""
+    # The whole file is read once, which also finds who was in the room when a server died.
+    session, last, people, size = None, None, {}, 0
+    with open(path, "rb") as file:
+        for number, line in read_lines(file):
+            size = file.tell()
+            event = event_of(line)
+            if number == 1:
+                session = event or {}
+                if session.get("ev") != "session":
+                    raise ChatError(f"{path} is not a session that a server recorded; choose another name")
+                check_version(session)
+            if event and "ev" in event and type(event.get("n")) is int:
+                last = event
+                fold(people, event)
+        tail = _tail(file, size)
+    return session, last, people, tail, size
+
+
+def fold(people, event):
+    """Bring up to date who is here, {name: seat}, by one more event."""
+    word = event.get("ev")
+    if word == "join":
+        people[event["who"]] = event["n"]
+    elif word == "leave":
+        people.pop(event["who"], None)
+    elif word == "nick" and event["who"] in people:
+        people[event["name"]] = people.pop(event["who"])
+    elif word == "end":
+        people.clear()
+
+
+def _tail(file, size):
+    # The last whole lines, for the history of newcomers, and never the session line itself.
+    file.seek(0)
+    first = len(file.readline())
+    start = max(first, size - HISTORY_BYTES)
+    file.seek(start)
+    if start > first:
+        file.readline()
+    return file.read(max(0, size - file.tell()))
