@@ -722,3 +722,466 @@ def _tail(file, size):
     if start > first:
         file.readline()
     return file.read(max(0, size - file.tell()))
+
+
+# === room =========================================================================================
+# The heart. Many threads append under the lock; one at a time, the holder of the baton, carries what is
+# new out to everyone. A member in step has no state: all are sent the same bytes object. Only a short
+# send makes a Lag, which is a place further back in the chain of chunks; a newcomer is just a member
+# that lags, beginning with its welcome, and a leaver one whose log ends early.
+#
+# The room knows no sockets. What it sends on is anything with `send`, `shutdown` and `close` like those
+# of a non-blocking socket, and `wake` is called when a member waits for its socket or for a time.
+
+
+class Chunk:
+    """The events of one round: a link in the chain that is the log."""
+
+    __slots__ = "data", "start", "end", "last", "next"
+
+    def __init__(self, data, start, last):
+        self.data, self.start, self.end = data, start, start + len(data)
+        self.last = last  # the n of its last event
+        self.next = None
+
+
+class Lag:
+    """What a member that is not in step still has to be sent."""
+
+    __slots__ = "pieces", "chunk", "stop", "letters"
+
+    def __init__(self, chunk, *pieces):
+        self.pieces = collections.deque(map(memoryview, pieces))  # these first
+        self.chunk = chunk  # then all that follows this one in the chain,
+        self.stop = None  # ... up to this place, if the member is leaving
+        self.letters = []  # and these last
+
+    def next_piece(self):
+        """The next bytes to send; None when nothing is left."""
+        if not self.pieces:
+            following = self._following()
+            if not following:
+                following, self.letters = self.letters, []
+            if not any(following):
+                return None
+            self.pieces.append(memoryview(following[0] if len(following) == 1 else b"".join(following)))
+        return self.pieces[0]
+
+    def _following(self):
+        # Small chunks together, so that a newcomer's history is a few sends, not hundreds.
+        parts, size = [], 0
+        while self.chunk.next and size < PIECE_BYTES and (self.stop is None or self.chunk.end < self.stop):
+            chunk = self.chunk = self.chunk.next
+            ends_here = self.stop is not None and self.stop < chunk.end
+            parts.append(chunk.data[:self.stop - chunk.start] if ends_here else chunk.data)
+            size += len(parts[-1])
+        return parts
+
+    def sent(self, count):
+        """Count off what has been sent of the next piece."""
+        if count == len(self.pieces[0]):
+            self.pieces.popleft()
+        else:
+            self.pieces[0] = self.pieces[0][count:]
+
+    def size(self, end):
+        """How many bytes wait in all, in a log that ends there."""
+        return sum(map(len, self.pieces)) + end - self.chunk.end + sum(map(len, self.letters))
+
+    def cut(self, last_words):
+        """Leave nothing but the rest of the current line and these last words."""
+        rest = bytes(self.pieces[0]) if self.pieces else b""
+        self.pieces = collections.deque([memoryview(rest[:rest.find(b"\n") + 1] + last_words)])
+        self.letters.clear()
+        self.stop = self.chunk.end
+        self.chunk = Chunk(b"", self.stop, 0)  # off the chain, so that nothing is kept for it
+
+    def end_at(self, stop):
+        """Let the log end at this place, with which the newest chunk may not."""
+        excess = self.chunk.end - stop
+        if excess > 0:
+            self.pieces[-1] = self.pieces[-1][:-excess]
+        self.stop = stop
+
+
+class Member:
+    """A person in the room, and the way there."""
+
+    __slots__ = "out", "address", "name", "quoted", "key", "seat", "left", "lag", "watched"
+
+    def __init__(self, out, address=""):
+        self.out, self.address = out, address
+        self.name = self.quoted = self.key = self.seat = self.lag = None
+        self.left = False
+        self.watched = False  # by the helper, until its socket takes more
+
+
+class Room:
+    """The log, the people, and the fan-out."""
+
+    def __init__(self, name="chat", history=HISTORY, max_people=0, wake=lambda: None):
+        self.name, self.history, self.max_people, self.wake = name, history, max_people, wake
+        self.recording = None
+        self.spoken = threading.Event()  # set after each round with something new, for the console
+        # Under the lock:
+        self.lock = threading.Lock()
+        self.people = {}  # name key: member, in the order of their coming
+        self.pending = []  # encoded events since the last round
+        self.coming, self.parting, self.gone, self.letters = [], [], [], []  # for the next round
+        self.arrivals = collections.deque(maxlen=CONSOLE_LINES)  # (seat, address), for the console only
+        self.closed = False
+        # With the baton (`news` is set under the lock):
+        self.baton = threading.Lock()
+        self.news = False
+        self.instep = {}  # member: the send of its socket
+        self.lagging = {}  # member: None, in the order of their falling behind
+        self.farewells = {}  # member: when its socket is shut, whatever is left to send
+        self.stuck, self.graves = [], []  # for the helper: to be watched, and to be closed
+        self.begin()
+
+    # --- the session, and the log under the lock ---
+
+    def begin(self, session=None, n=0, t=0.0, tail=b""):
+        """Begin a new session, or go on in a recorded one after event n at time t, which ended thus."""
+        now = datetime.datetime.now().astimezone()
+        self.session = session or {
+            "ev": "session", "n": 0, "t": 0.0, "v": VERSION, "id": os.urandom(8).hex(),
+            "start": now.isoformat(timespec="milliseconds"), "room": self.name}
+        self.name, self.session_line = self.session["room"], encode(self.session)
+        self.n = n
+        self.tail = Chunk(tail, 0, n)
+        self.end = self.tail.end  # the size of the log, with what is pending
+        self.kept = collections.deque([self.tail])  # the newest chunks, for newcomers and the console
+        self.t = max(t, (now - datetime.datetime.fromisoformat(self.session["start"])).total_seconds())
+        self.ticks = time.monotonic(), time.time()
+
+    def seconds(self):
+        """The time of the session; it never falls, whatever the clocks do."""
+        # A laptop that slept shows in the wall clock only, a clock that was set back in the monotonic
+        # one. Less than a second between them is just the two calls, and would add up.
+        before, (steady, wall) = self.ticks, (time.monotonic(), time.time())
+        self.ticks = steady, wall
+        step, jump = steady - before[0], wall - before[1]
+        self.t += jump if jump > step + 1 else max(step, 0.0)
+        return round(self.t, 3)
+
+    def append(self, word, **fields):
+        """Put one event at the end of the log, stamped; the lock is held. Returns its n."""
+        self.n += 1
+        self._append(encode({"ev": word, "n": self.n, "t": self.seconds(), **fields}))
+        return self.n
+
+    def _append(self, lines):
+        self.pending.append(lines)
+        self.end += len(lines)
+        self.news = True
+
+    def _write(self, member, fields):
+        self.letters.append((member, encode(fields)))
+        self.news = True
+
+    def _history(self):
+        # Where a newcomer starts to read: (place in the log, n of the first line there).
+        place, first, talk, lines = self.end, None, 0, 0
+        for data in itertools.chain(reversed(self.pending), (chunk.data for chunk in reversed(self.kept))):
+            for line in reversed(data.split(b"\n")[:-1]):
+                lines += 1
+                if (talk == self.history or lines > self.history * HISTORY_STRETCH
+                        or self.end - place + len(line) >= HISTORY_BYTES):
+                    return place, number_of(first) if first else self.n + 1
+                place, first = place - len(line) - 1, line
+                talk += line.startswith((b'{"ev":"say"', b'{"ev":"me"'))
+        return place, number_of(first) if first else self.n + 1
+
+    # --- what members do; each takes the lock for a moment ---
+
+    def join(self, member, name, id=None):
+        """Let a newcomer in under this name, or raise the ChatError that says why not."""
+        name = check_name(name)
+        with self.lock:
+            if member.seat is not None:
+                raise ChatError("you are in the room already")
+            if self.closed:
+                raise ChatError("this room is closed", "full")
+            if self.max_people and len(self.people) >= self.max_people:
+                raise ChatError(f"this room is full: {self.max_people} people", "full")
+            self._check_free(name)
+            member.name, member.quoted, member.key = name, quote(name), name_key(name)
+            place, first = self._history()
+            self.people[member.key] = member
+            people = ",".join([other.quoted for other in self.people.values()])
+            welcome = encode_welcome(self.seconds(), member.quoted, self.n, people, id)
+            member.seat = self.append("join", who=name, **{"from": first})
+            self.coming.append((member, welcome, place))
+            self.arrivals.append((member.seat, member.address))
+
+    def _check_free(self, name):
+        key = name_key(name)
+        if key not in self.people:
+            return
+        stem = name[:NAME_POINTS - 5]
+        free = next(f"{stem}-{number}" for number in itertools.count(2)
+                    if name_key(f"{stem}-{number}") not in self.people)
+        raise ChatError(f"the name {name} is taken; {free} is free", "name-taken", free)
+
+    def talk(self, member, requests):
+        """Append one member's say and me requests, as one batch."""
+        with self.lock:
+            if not member.left:
+                self._append(encode_talk(self.n + 1, self.seconds(), member.quoted, requests))
+                self.n += len(requests)
+
+    def nick(self, member, name, id=None):
+        """Rename a member, or raise the ChatError that says why not."""
+        name = check_name(name)
+        with self.lock:
+            if member.left:
+                return
+            if name == member.name:
+                raise ChatError(f"your name is {name} already", "bad-name")
+            if name_key(name) != member.key:
+                self._check_free(name)
+            old, member.name, member.quoted = member.name, name, quote(name)
+            del self.people[member.key]
+            member.key = name_key(name)
+            self.people[member.key] = member
+            self.append("nick", who=old, name=name, id=id)
+
+    def tell(self, member, to, text, id=None):
+        """Send a private line to one other member, and back to its writer."""
+        with self.lock:
+            other = self.people.get(name_key(to))
+            if member.left:
+                return
+            if not other:
+                raise ChatError(f"nobody here is called {clean_row(to)[:NAME_POINTS]}", "nobody")
+            letter = {"re": "tell", "t": self.seconds(), "who": member.name, "to": other.name, "text": text}
+            self._write(member, {**letter, "id": id})
+            if other is not member:
+                self._write(other, letter)
+
+    def who(self, member, id=None):
+        """Send a member the list of the people here."""
+        with self.lock:
+            people = [other.name for other in self.people.values()]
+            self._write(member, {"re": "who", "t": self.seconds(), "people": people, "id": id})
+
+    def pong(self, member, id=None):
+        """Answer a ping."""
+        with self.lock:
+            self._write(member, {"re": "pong", "t": self.seconds(), "id": id})
+
+    def refuse(self, member, error, id=None):
+        """Tell a member why its request came to nothing."""
+        with self.lock:
+            self._write(member, self.error(error, id))
+
+    def error(self, error, id=None):
+        """The reply that carries a ChatError."""
+        return {"re": "error", "t": round(self.t, 3), "code": error.code, "text": str(error), "id": id,
+                "name": error.name}
+
+    def bye(self, member, id=None):
+        """Let a member go that asked to."""
+        self.leave(member, "left", id=id)
+
+    def leave(self, member, why, text=None, id=None):
+        """Take a member out of the room; one who was removed is told the reason as its last line."""
+        with self.lock:
+            if member.left or self.closed:
+                return
+            member.left = True
+            del self.people[member.key]
+            self.append("leave", who=member.name, why=why, text=text, id=id)
+            last_words = why in ("slow", "kicked") and encode(self.error(ChatError(text, why)))
+            self.parting.append((member, self.end, last_words or b""))
+
+    def bury(self, member):
+        """Have the socket of a member closed, who has left and whose reader is gone."""
+        with self.lock:
+            self.gone.append(member)
+            self.news = True
+
+    def notice(self, text):
+        """Tell everyone something, as an event."""
+        with self.lock:
+            self.append("notice", text=text)
+
+    def close(self):
+        """End the session: one last event, and a farewell for everyone."""
+        with self.lock:
+            if self.closed:
+                return
+            self.closed = True
+            self.append("end")
+            for member in self.people.values():
+                member.left = True
+                self.parting.append((member, self.end, b""))
+            self.people.clear()
+
+    def since(self, n):
+        """The chunks in memory that hold events after n; the first may begin earlier."""
+        with self.lock:
+            return list(itertools.takewhile(lambda chunk: chunk.last > n, reversed(self.kept)))[::-1]
+
+    # --- the flush: the baton is held in all that follows, but for its first lines ---
+
+    def flush(self):
+        """Carry out what is new, unless another thread is doing so: then that one takes it along."""
+        # Everyone sets `news` and then tries the baton; its holder lets go of it and then looks at
+        # `news` again. So nothing new can be left behind by both.
+        for _ in range(ROUNDS):
+            if not (self.news and self.baton.acquire(False)):
+                return
+            try:
+                self._round()
+            finally:
+                self.baton.release()
+        if self.news:
+            self.wake()  # a reader has a socket of its own to read; the helper goes on
+
+    def _round(self):
+        with self.lock:
+            self.news = False
+            data, before = b"".join(self.pending), self.tail
+            self.pending.clear()
+            coming, parting, gone, letters = self.coming, self.parting, self.gone, self.letters
+            self.coming, self.parting, self.gone, self.letters = [], [], [], []
+            if data:
+                self.tail = before.next = Chunk(data, before.end, self.n)
+                self.kept.append(self.tail)
+            for member, welcome, place in coming:
+                self._admit(member, welcome, place)
+            while self.tail.end - self.kept[0].end > KEEP_BYTES:
+                self.kept.popleft()
+        if data:
+            self._record(data)
+        for member, stop, last_words in parting:
+            self._part(member, before, stop, last_words)
+        if data:
+            self._send_all(data)
+        for member in itertools.chain((entry[0] for entry in coming), (entry[0] for entry in parting)):
+            self.push(member)
+        for member, letter in letters:
+            self._post(member, letter)
+        for member in gone:
+            self._bury(member)
+        for member in [member for member in self.lagging if member.lag.size(self.tail.end) > LAG_BYTES]:
+            if member.left:
+                self._break(member)
+            else:
+                self.leave(member, "slow", "you were too slow to take what was said here, and were cut")
+        if data:
+            self.spoken.set()
+
+    def _admit(self, member, welcome, place):
+        chunk = next(chunk for chunk in reversed(self.kept) if chunk.start <= place)
+        self._lag(member, chunk, welcome + self.session_line, memoryview(chunk.data)[place - chunk.start:])
+
+    def _lag(self, member, chunk, *pieces):
+        self.instep.pop(member, None)
+        member.lag = Lag(chunk, *pieces)
+        self.lagging[member] = None
+
+    def _record(self, data):
+        if self.recording:
+            news = self.recording.write(data)
+            if news:
+                self.notice(news)
+                self.wake()  # the helper tries again, even if nobody says anything
+
+    def _part(self, member, before, stop, last_words):
+        if member in self.instep:
+            self._lag(member, before)
+        elif not member.lag:
+            return  # its socket is broken; the reader will find out
+        if last_words and member.watched:
+            member.lag.cut(last_words)
+        else:
+            member.lag.end_at(stop)
+            member.lag.letters.append(last_words)
+        self.farewells[member] = time.monotonic() + (ENDING_SECONDS if self.closed else FAREWELL_SECONDS)
+        self.wake()
+
+    def _send_all(self, data):
+        late, size = [], len(data)
+        for member, send in self.instep.items():
+            try:
+                sent = send(data)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                sent = -1
+            if sent != size:
+                late.append((member, sent))
+        for member, sent in late:
+            if sent < 0:
+                self._break(member)
+            else:
+                self._lag(member, self.tail, memoryview(data)[sent:])
+                self._watch(member)
+
+    def _post(self, member, letter):
+        if member.lag:
+            member.lag.letters.append(letter)
+        elif member in self.instep:
+            self._lag(member, self.tail, letter)
+            self.push(member)
+
+    def push(self, member):
+        """Send a lagging member what it lacks, until its socket is full or nothing is left."""
+        lag = member.lag
+        try:
+            while lag and lag.next_piece():
+                lag.sent(member.out.send(lag.pieces[0]))
+        except BlockingIOError:
+            return self._watch(member)
+        except OSError:
+            return self._break(member)
+        if lag:
+            member.lag = None
+            del self.lagging[member]
+            if lag.stop is None:
+                self.instep[member] = member.out.send
+            else:
+                self._shut(member, socket.SHUT_WR)
+
+    def _watch(self, member):
+        if not member.watched:
+            member.watched = True
+            self.stuck.append(member)
+            self.wake()
+
+    def _break(self, member):
+        # Its reader notices the same, or is woken by this, and sees to the rest.
+        self.instep.pop(member, None)
+        member.lag = None
+        self.lagging.pop(member, None)
+        self._shut(member, socket.SHUT_RDWR)
+
+    def _shut(self, member, how):
+        with contextlib.suppress(OSError):  # the other side may have been faster
+            member.out.shutdown(how)
+
+    def _bury(self, member):
+        self.instep.pop(member, None)
+        self.lagging.pop(member, None)
+        self.farewells.pop(member, None)
+        member.lag = None
+        if member.watched:
+            self.graves.append(member)
+            self.wake()
+        else:
+            member.out.close()
+
+    def look_after(self):
+        """Do what is due by the clock; returns the seconds until something is due again, or None."""
+        now = time.monotonic()
+        for member in [member for member, until in self.farewells.items() if until <= now]:
+            del self.farewells[member]
+            self._break(member)
+        dues = [min(self.farewells.values()) - now] if self.farewells else []
+        if self.recording and self.recording.failing:
+            self._record(b"")
+            dues.append(RETRY_SECONDS)
+        return min(dues) if dues else None
