@@ -1185,3 +1185,215 @@ class Room:
             self._record(b"")
             dues.append(RETRY_SECONDS)
         return min(dues) if dues else None
+
+
+# === doors ========================================================================================
+# How a socket becomes a member. Each has a thread here that alone receives from it; sending is the
+# room's. Two socket objects stand on one descriptor, both non-blocking for the system: one with a
+# time-out for the reader, one without for the room. The helper thread waits for full sockets.
+
+
+# What each request does, but for say and me, which are appended in batches.
+ACTIONS = {"hello": Room.join, "tell": Room.tell, "nick": Room.nick, "who": Room.who, "ping": Room.pong,
+           "bye": Room.bye}
+
+
+def act(room, member, lines):
+    """Carry out what a member's lines ask, in order; returns how many were refused."""
+    talk, refused = [], 0
+    for line in lines:
+        if member.left:
+            break
+        request = {}
+        try:
+            request = decode_request(line)
+            if request["do"] in ("say", "me"):
+                talk.append(request)
+                continue
+            if talk:
+                room.talk(member, talk)
+                talk = []
+            fields = {field: request[field] for field in REQUESTS[request["do"]]}
+            ACTIONS[request["do"]](room, member, id=request.get("id"), **fields)
+        except ChatError as error:
+            room.refuse(member, error, request.get("id", error.id))
+            refused += 1
+    if talk:
+        room.talk(member, talk)
+    return refused
+
+
+class Allowance:
+    """How much one person may still ask for at the moment."""
+
+    __slots__ = "rate", "left", "at"
+
+    def __init__(self, rate):
+        self.rate, self.left, self.at = rate, rate * RATE_BURST, time.monotonic()
+
+    def spend(self, requests):
+        """Count these requests; returns the seconds until their writer is heard again."""
+        now = time.monotonic()
+        self.left = min(self.left + (now - self.at) * self.rate, self.rate * RATE_BURST) - requests
+        self.at = now
+        return max(0.0, -self.left / self.rate)
+
+
+def admit(room, member, arriving):
+    """Wait for the hello that makes a member; returns the lines that came with it, None if it left."""
+    refused = 0
+    for block in arriving:
+        lines = lines_of(block)
+        for number, line in enumerate(lines):
+            request = {}
+            try:
+                request = decode_request(line)
+                if request["do"] != "hello":
+                    raise ChatError('say who you are first: {"do":"hello","name":"bob"}', "not-yet")
+                room.join(member, request["name"], request.get("id"))
+                return lines[number + 1:]
+            except ChatError as error:
+                refused += 1
+                # Nobody else sends to it yet, and a socket that is full already hears nothing.
+                member.out.send(encode(room.error(error, request.get("id", error.id))))
+                if refused == REFUSED_LINES:
+                    return None
+    return None
+
+
+def attend(room, member, arriving, lines, rate):
+    """Carry out the requests of a member until it leaves."""
+    allowance, refused = Allowance(rate) if rate else None, 0
+    for block in itertools.chain([lines], map(lines_of, arriving)):
+        if member.left:
+            continue  # but read on, as in _say_no
+        step = rate or len(block) or 1
+        for start in range(0, len(block), step):
+            part = block[start:start + step]
+            refused += act(room, member, part)
+            if refused >= REFUSED_LINES:
+                room.leave(member, "kicked", f"{REFUSED_LINES} of your lines could not be understood")
+            room.flush()
+            if allowance:
+                ahead = len(block) - start - len(part)
+                _hold_back(room, member, allowance.spend(_cost(room, part)), ahead / rate)
+
+
+def _cost(room, lines):
+    who = sum('"who"' in line for line in lines if line)  # a text may hold it too, and costs no less
+    return len(lines) + who * (len(room.people) // WHO_PEOPLE)
+
+
+def _hold_back(room, member, wait, ahead):
+    if wait + ahead > RATE_AHEAD:
+        room.leave(member, "kicked", f"you sent more than {RATE_AHEAD:.0f} seconds ahead of the limit")
+        room.flush()
+    while wait > 0 and not member.left:
+        time.sleep(min(wait, 0.5))
+        wait -= 0.5
+
+
+def _say_no(reader, out):
+    # Closing on unread lines would take the last answer from the other side; it has a moment to go.
+    with contextlib.suppress(OSError):
+        out.shutdown(socket.SHUT_WR)
+        reader.settimeout(ENDING_SECONDS / 2)
+        for _ in range(64):
+            if not reader.recv(READ_BYTES[1]):
+                return
+
+
+def read_guest(room, out, address, rate):
+    """The thread of one connection, from its first byte to its last."""
+    reader = socket.socket(out.family, out.type, out.proto, fileno=out.fileno())
+    member, why = Member(out, address), "lost"
+    try:
+        reader.settimeout(HELLO_SECONDS)
+        arriving = blocks(reader.recv, LINE_BYTES)
+        lines = admit(room, member, arriving)
+        if lines is not None:
+            reader.settimeout(IDLE_SECONDS)
+            room.flush()
+            attend(room, member, arriving, lines, rate)
+        why = "left"
+    except OSError:
+        pass  # the connection broke, or said nothing for too long: "lost" says so
+    finally:
+        if member.seat is None:
+            _say_no(reader, out)
+        reader.detach()
+        if member.seat is None:
+            out.close()
+        else:
+            room.leave(member, why)
+            room.bury(member)
+            room.flush()
+
+
+class Helper:
+    """The one thread that waits for full sockets, for farewells to end and to record again."""
+
+    def __init__(self, room):
+        self.room, self.stopped = room, False
+        self.selector = selectors.DefaultSelector()
+        # Windows' select takes 512 sockets; who finds no place is tried again at short intervals.
+        self.places = 500 if isinstance(self.selector, selectors.SelectSelector) else 1 << 20
+        self.crowd = []
+        self.bell, self.ear = socket.socketpair()
+        self.bell.setblocking(False)
+        self.ear.setblocking(False)
+        self.selector.register(self.ear, selectors.EVENT_READ)
+        self.thread = threading.Thread(target=self._run, name="helper", daemon=True)
+
+    def wake(self):
+        """Have the helper look at the room; may be called by any thread."""
+        with contextlib.suppress(BlockingIOError):  # full of calls already
+            self.bell.send(b"!")
+
+    def stop(self):
+        """End the thread and wait for it."""
+        self.stopped = True
+        self.wake()
+        self.thread.join()
+        self.selector.close()
+        self.bell.close()
+        self.ear.close()
+
+    def _run(self):
+        wait = None
+        while not self.stopped:
+            ready = [key.data for key, _ in self.selector.select(wait)]
+            with self.room.baton:
+                for member in ready + self.crowd:
+                    if member:
+                        self.room.push(member)
+                    else:
+                        self._hear()
+                self._watch()
+                wait = self.room.look_after()
+            self.room.flush()
+            if self.crowd:
+                wait = 0.05
+
+    def _hear(self):
+        with contextlib.suppress(BlockingIOError):
+            while self.ear.recv(4096):
+                pass
+
+    def _watch(self):
+        room, taken = self.room, self.selector.get_map()
+        for member in [key.data for key in taken.values() if key.data and not key.data.lag]:
+            self.selector.unregister(member.out)
+            member.watched = False
+        waiting, self.crowd = self.crowd + room.stuck, []
+        room.stuck = []
+        for member in waiting:
+            if not member.lag:
+                member.watched = False
+            elif len(taken) < self.places:
+                self.selector.register(member.out, selectors.EVENT_WRITE, member)
+            else:
+                self.crowd.append(member)
+        for member in room.graves:
+            member.out.close()
+        room.graves = []
