@@ -1397,3 +1397,347 @@ class Helper:
         for member in room.graves:
             member.out.close()
         room.graves = []
+
+
+# === screen =======================================================================================
+# How pieces of text get to a terminal or into a pipe: one string per batch, in colours only where a
+# person looks at it and has not asked for none.
+
+
+def is_terminal(*streams):
+    """Whether a person sits at these streams, with a terminal that can do more than print."""
+    return all(stream and stream.isatty() for stream in streams) and os.environ.get("TERM") != "dumb"
+
+
+def wants_colour(stream):
+    """Whether to write colours to this stream."""
+    return is_terminal(stream) and not os.environ.get("NO_COLOR") and _windows_understands_escapes()
+
+
+def _windows_understands_escapes():
+    if sys.platform == "win32":
+        import ctypes
+
+        console, mode = ctypes.windll.kernel32, ctypes.c_ulong()
+        handle = console.GetStdHandle(-11)
+        return bool(console.GetConsoleMode(handle, ctypes.byref(mode))
+                    and console.SetConsoleMode(handle, mode.value | 4))
+    return True
+
+
+def silence(stream):
+    """Lead what is still written to a closed pipe, even by Python at its end, to nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def printer(stream):
+    """A function that prints lists of pieces to this stream, one line each, as one write."""
+    paint = coloured if wants_colour(stream) else plain
+
+    def print_lines(lines):
+        stream.write("".join([paint(pieces) + "\n" for pieces in lines]))
+        stream.flush()
+
+    return print_lines
+
+
+# === server =======================================================================================
+# `serve`: sockets that listen, an accept loop that reads nothing, a thread per connection, and the
+# console, which is one more reader of the log: it takes what came in batches, and in a flood counts
+# what it does not show, since printing in the path of the messages would halve their speed.
+
+
+def listen(host, port):
+    """A listening socket on this address; an empty host means all addresses of this computer."""
+    if not host and socket.has_dualstack_ipv6():
+        family, address = socket.AF_INET6, ("", port)
+    else:
+        family, _, _, _, address = socket.getaddrinfo(host or "0.0.0.0", port, type=socket.SOCK_STREAM)[0]
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if not host and family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        if hasattr(socket, "SO_EXCLUSIVEADDRUSE"):  # Windows, where SO_REUSEADDR shares the port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+        else:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(1024)  # a whole class that arrives at once must not wait for a second SYN
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def open_listener(host, port):
+    """A listening socket, or the ChatError that tells how to get one."""
+    try:
+        return listen(host, port)
+    except socket.gaierror:
+        raise ChatError(f"{host} is no address that this computer can find") from None
+    except OSError as problem:
+        error = problem
+        if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+            raise ChatError(f"cannot listen on {host}:{port}: {error.strerror}") from None
+    free, what = _free_port(host, port), "is taken" if error.errno == errno.EADDRINUSE else "is not for everyone"
+    raise ChatError(f"port {port} {what}; port {free} is free: add --port {free}")
+
+
+def _free_port(host, port):
+    for other in [*range(max(port + 1, 1024), min(port + 20, 65536)), 0]:
+        with contextlib.suppress(OSError), listen(host, other) as listener:
+            return listener.getsockname()[1]
+    return PORT
+
+
+def tune(sock):
+    """Set what every connection needs: lines leave at once, and a dead peer is noticed in minutes."""
+    with contextlib.suppress(OSError):  # none of it is vital
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPALIVE", 60), ("TCP_KEEPINTVL", 20), ("TCP_KEEPCNT", 3)):
+            if hasattr(socket, option):
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+
+
+class Server:
+    """A room that listens: the accept loop, the threads of the connections, the helper."""
+
+    def __init__(self, room, listener, rate=RATE):
+        self.room, self.listener, self.rate = room, listener, rate
+        self.address = listener.getsockname()[:2]
+        self.helper = Helper(room)
+        room.wake = self.helper.wake
+        self.guests = set()  # the sockets whose threads run
+        self.stopping = False
+        self.warned = -60.0  # when the console was last told that there is no room for more
+        self.acceptor = threading.Thread(target=self._accept, name="accept", daemon=True)
+
+    def start(self):
+        """Begin to serve; returns at once."""
+        self.helper.thread.start()
+        self.acceptor.start()
+
+    def _accept(self):
+        while not self.stopping:
+            try:
+                out, address = self.listener.accept()
+            except OSError as error:
+                if not self.stopping and error.errno != errno.ECONNABORTED:
+                    self._too_many(error.strerror)
+                continue
+            out.setblocking(False)
+            tune(out)
+            self.guests.add(out)
+            try:
+                # Without a Thread object, which would cost each person a quarter more memory.
+                _thread.start_new_thread(self._attend, (out, address[0]))
+            except RuntimeError:
+                self.guests.discard(out)
+                out.close()
+                self._too_many("no more threads")
+
+    def _too_many(self, reason):
+        # Who is inside stays served; the pause keeps the loop from spinning.
+        now = time.monotonic()
+        if now - self.warned >= 60:
+            self.warned = now
+            self.room.notice(f"this computer cannot take more connections at the moment ({reason})")
+            self.room.flush()
+        time.sleep(0.2)
+
+    def _attend(self, out, address):
+        try:
+            read_guest(self.room, out, address.replace("::ffff:", ""), self.rate)
+        finally:
+            self.guests.discard(out)
+
+    def stop(self):
+        """End the room for everyone: their last line, the recording closed, the threads gone."""
+        if self.stopping:
+            return
+        self.stopping = True
+        self.room.close()
+        self.room.flush()
+        with contextlib.suppress(OSError):  # wakes accept; where it does not, the thread is a daemon
+            self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        deadline = time.monotonic() + ENDING_SECONDS + 0.2
+        while self.guests and time.monotonic() < deadline:
+            time.sleep(0.01)
+            self._hurry(time.monotonic() > deadline - 0.3)
+        self.helper.stop()
+        if self.room.recording:
+            self.room.recording.close()
+
+    def _hurry(self, late):
+        # Those who never said hello have no farewell; at the end nobody has.
+        inside = set() if late else {member.out for member in list(self.room.farewells)}
+        for out in self.guests.copy() - inside:
+            with contextlib.suppress(OSError):
+                out.shutdown(socket.SHUT_RDWR)
+
+
+class Console:
+    """The server's own view of the room: a thread that prints what happened, in batches."""
+
+    def __init__(self, room, write):
+        self.room, self.write, self.n = room, write, room.n
+        self.stopped = False
+        self.addresses = {}  # seat: where that person came from, until their join is shown
+        self.thread = threading.Thread(target=self._run, name="console", daemon=True)
+
+    def stop(self):
+        """Print what is left, and end the thread."""
+        self.stopped = True
+        self.room.spoken.set()
+        self.thread.join(1.0)  # not longer: a terminal that is held back must not hold the end
+
+    def _run(self):
+        while not self.stopped:
+            self.room.spoken.wait()
+            time.sleep(0 if self.stopped else CONSOLE_SECONDS)
+            self.room.spoken.clear()
+            try:
+                self._show()
+            except OSError:
+                return  # nobody is at the other end of stdout any more; the room goes on
+
+    def _show(self):
+        lines = []
+        for chunk in reversed(self.room.since(self.n)):
+            lines = chunk.data.rsplit(b"\n", CONSOLE_LINES + 1 - len(lines))[-CONSOLE_LINES - 1 + len(lines):-1] + lines
+            if len(lines) >= CONSOLE_LINES:
+                break
+        events = [event for event in map(decode_event, map(bytes.decode, lines)) if event["n"] > self.n]
+        while self.room.arrivals:
+            seat, address = self.room.arrivals.popleft()
+            self.addresses[seat] = address
+        texts = []
+        if events:
+            skipped = events[0]["n"] - self.n - 1
+            texts = [[("system", f"… {skipped:,} lines not shown")]] if skipped else []
+            texts += map(self._line, events)
+            self.n = events[-1]["n"]
+        self.addresses = {seat: address for seat, address in self.addresses.items() if seat > self.n}
+        if texts:
+            self.write(texts)
+
+    def _line(self, event):
+        pieces = render(event, self.room.session)
+        address = self.addresses.get(event["n"])
+        return pieces + [("time", f" from {address}")] if address else pieces
+
+
+def open_room(name, log, history, max_people):
+    """A room, recorded if `log` names a file: a new one, or its own session to go on in."""
+    room = Room(name, history, max_people)
+    if log is None:
+        return room
+    if not os.path.exists(log) or not os.path.getsize(log):
+        make_folder(log)
+        size = 0 if os.path.exists(log) else None
+        room.recording = Recording(log, room.session_line, size)
+        return room
+    try:
+        session, last, people, tail, size = recover(log)
+    except OSError as error:
+        raise ChatError(f"cannot read {log}: {error.strerror}") from None
+    room.begin(session, last["n"], last["t"], tail)
+    room.recording = Recording(log, room.session_line, size)
+    with room.lock:
+        for who in people:  # the server died with them inside
+            room.append("leave", who=who, why="lost")
+    room.flush()
+    return room
+
+
+def lan_addresses():
+    """The addresses under which other machines on the networks around reach this one."""
+    # Asking the system which of its addresses it would use to get there sends nothing.
+    found = []
+    for target in ("192.0.2.1", "192.168.254.254", "10.254.254.254", "172.31.254.254", "169.254.254.254"):
+        with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((target, 9))
+            found.append(probe.getsockname()[0])
+    if sys.platform == "win32":  # knows all of them without asking a name server
+        with contextlib.suppress(OSError):
+            found += socket.gethostbyname_ex(socket.gethostname())[2]
+    return [address for address in dict.fromkeys(found) if not address.startswith(("127.", "0."))]
+
+
+def banner(room, address, everyone):
+    """The lines with which a server introduces itself."""
+    host, port = address
+    program = os.path.basename(sys.argv[0]) or "chat.pyz"
+    python = "py" if sys.platform == "win32" else "python3"
+    shown = f"[{host}]" if ":" in host else host
+    yield f"chat {__version__}: room {clean_row(room.name)} listens on {'all addresses' if everyone else shown}:{port}"
+    if host in ("127.0.0.1", "::1"):
+        yield f"  here type:      {python} {program} join{'' if port == PORT else f' {shown}:{port}'}"
+        yield f"  for others open it to this network:  {python} {program} serve --lan --open"
+    else:
+        for other in (lan_addresses() if everyone else [shown]) or ["ADDRESS-OF-THIS-COMPUTER"]:
+            yield f"  others type:    {python} {program} join {other}{'' if port == PORT else f':{port}'}"
+        yield "  it hangs there? A firewall, or Wi-Fi that keeps machines apart."
+    if room.recording:
+        yield f"  recording into  {room.recording.path}"
+    yield "  Ctrl+C ends the room."
+
+
+def raise_limits():
+    """Let this process have as many sockets as the system gives without asking."""
+    if resource:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        for limit in (hard, 10240):  # macOS calls its hard limit endless and means the second
+            with contextlib.suppress(OSError, ValueError):
+                if limit == resource.RLIM_INFINITY or limit > soft != resource.RLIM_INFINITY:
+                    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+                    return
+
+
+def stay_on_one_cpu():
+    """Keep all threads on one processor: they take turns anyway, and waking each other gets cheap."""
+    # Halves the price of a message when a hundred people talk at once. Which processor: by chance, so
+    # that two servers on one machine rarely meet.
+    if hasattr(os, "sched_setaffinity"):
+        allowed = sorted(os.sched_getaffinity(0))
+        with contextlib.suppress(OSError):  # some containers forbid it
+            os.sched_setaffinity(0, {allowed[os.getpid() % len(allowed)]})
+
+
+@contextlib.contextmanager
+def signals_caught(names):
+    """Within, each of these signals only sets the event that this gives."""
+    caught = threading.Event()
+    before = {}
+    for name in names:
+        if hasattr(signal, name):
+            before[name] = signal.signal(getattr(signal, name), lambda number, frame: caught.set())
+    try:
+        yield caught
+    finally:
+        for name, handler in before.items():
+            signal.signal(getattr(signal, name), handler)
+
+
+def serve(host="127.0.0.1", port=PORT, room="chat", log=None, history=HISTORY, rate=RATE, max_people=0):
+    """Open a room and serve it until a signal ends it; an empty host means every address."""
+    raise_limits()
+    stay_on_one_cpu()
+    with signals_caught(("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")) as ended:
+        listener = open_listener(host, port)
+        try:
+            server = Server(open_room(room, log, history, max_people), listener, rate)
+        except ChatError:
+            listener.close()
+            raise
+        console = Console(server.room, printer(sys.stdout))
+        server.start()
+        for line in banner(server.room, server.address, not host):
+            console.write([[("text", line)]])
+        console.thread.start()
+        while not ended.wait(0.5):  # in slices: some systems do not interrupt a longer wait
+            pass
+        server.stop()
+        console.stop()
