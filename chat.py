@@ -1741,3 +1741,711 @@ def serve(host="127.0.0.1", port=PORT, room="chat", log=None, history=HISTORY, r
             pass
         server.stop()
         console.stop()
+
+
+# === client =======================================================================================
+# `join`: the main thread has the input line, a receiver thread reads the wire, a sender thread writes
+# it, so that neither a slow network nor a stopped server ever holds up what is typed.
+
+
+class Connection:
+    """A client's end of the wire."""
+
+    def __init__(self, host, port):
+        try:
+            self.sock = socket.create_connection((host, port), CONNECT_SECONDS)
+        except socket.gaierror:
+            raise ChatError(f"{host} is no address that this computer can find") from None
+        except OSError as error:
+            reason = error.strerror or "no answer"
+            raise ChatError(f"no chat answers at {host}:{port} ({reason}); check the address, and whether "
+                            f"the server runs") from None
+        tune(self.sock)
+        self.outbox = queue.Queue()
+        threading.Thread(target=self._send_all, name="sender", daemon=True).start()
+
+    def send(self, do, **fields):
+        """Have a request sent; never waits."""
+        self.outbox.put(encode({"do": do, **fields}))
+
+    def _send_all(self):
+        while True:
+            line = self.outbox.get()
+            if line is None:
+                return
+            try:
+                self.sock.sendall(line)
+            except OSError:
+                return  # the receiver sees the same and tells it
+
+    def batches(self):
+        """Yield what arrives, as lists of (line, event), until the connection ends."""
+        with contextlib.suppress(OSError):  # a broken connection ends like a closed one
+            for block in blocks(self.sock.recv, REPLY_BYTES):
+                yield [_event_of(line) for line in (block or b"\n").split(b"\n")[:-1]]
+
+    def close(self):
+        """End the connection, which ends its threads."""
+        self.outbox.put(None)
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
+        self.sock.close()
+
+
+def _event_of(line):
+    try:
+        return line + b"\n", decode_event(line.decode(errors="replace"))
+    except ChatError as error:
+        return b"", remark(0.0, f"a line of the server made no sense: {error}")
+
+
+def enter(host, port, name):
+    """Connect and say hello; returns the connection, its batches, and the lines that opened them."""
+    connection = Connection(host, port)
+    batches, opening = connection.batches(), []
+    connection.send("hello", name=name)
+    try:
+        for batch in batches:
+            opening += batch
+            words = [event.get("re", event.get("ev")) for line, event in opening[:2]]
+            if words[:1] == ["error"]:
+                error = opening[0][1]
+                raise ChatError(clean_row(error["text"]), error["code"], error.get("name"))
+            if words == ["welcome", "session"]:
+                check_version(opening[1][1])
+                connection.sock.settimeout(None)
+                return connection, batches, opening
+            if words != ["welcome"]:
+                break
+        raise ChatError(f"what answers at {host}:{port} is not a chat")
+    except BaseException:
+        connection.close()
+        raise
+
+
+class Client:
+    """One person's side of a room, whatever screen it is shown on."""
+
+    # `show` prints lists of pieces; `changed` is called after name or state did. The receiver thread calls
+    # both, and they must not make it wait.
+
+    def __init__(self, host, port, log=None):
+        self.host, self.port, self.log = host, port, log
+        self.show = self.changed = lambda *anything: None
+        self.name = self.session = self.connection = self.recording = self.receiver = None
+        self.n = -1  # of the newest event: what comes again after a lost connection is passed over
+        self.heard = -1  # of the newest event at the welcome: up to there it is history
+        self.state = "out"  # then in, lost (and may join again), over
+        self.leaving = False
+        self.failure = None  # the sentence that a script should hear at the end
+        self.ids = itertools.count(1)
+        self.unconfirmed = {}  # id: text, until the server's line for it arrives
+        self.news = threading.Condition()  # of state and unconfirmed
+
+    def join(self, name, choose_name):
+        """Enter the room; from now on all that arrives is shown."""
+        entered = None
+        while not entered:
+            try:
+                entered = enter(self.host, self.port, name)
+            except ChatError as error:
+                if error.code not in ("bad-name", "name-taken"):
+                    raise
+                name = choose_name(error)
+        self.connection, batches, opening = entered
+        welcome = opening[0][1]
+        self.name, self.heard, self.state, self.failure = welcome["you"], welcome["n"], "in", None
+        if self.session is None or self.session["id"] != opening[1][1]["id"]:
+            self.session, self.n = opening[1][1], -1
+            self._begin_recording()
+        self.receiver = threading.Thread(target=self._receive, args=(batches, opening), name="receiver", daemon=True)
+        self.receiver.start()
+
+    def _begin_recording(self):
+        if self.log is None:
+            return
+        self._end_recording()
+        path = self.log or default_path(self.session["room"], self.name)
+        make_folder(path)
+        self.recording = Recording(path)
+        self.log = ""  # a new session later goes into a new file
+
+    def _end_recording(self):
+        if self.recording:
+            self.recording.close()
+            self.recording = None
+
+    # --- what arrives: the receiver thread ---
+
+    def _receive(self, batches, opening):
+        try:
+            for batch in itertools.chain([opening], batches):
+                self._take(batch)
+        finally:
+            self._ended()
+
+    def _take(self, batch):
+        fresh = [(line, event) for line, event in batch if self._is_fresh(event)]
+        if self.recording:
+            words = ("welcome", "tell", "who", "error")
+            news = self.recording.write(b"".join(
+                [line for line, event in fresh if "ev" in event or event["re"] in words]))
+            if news:
+                self.say_here(news)
+        for line, event in fresh:
+            self._notice(event)
+        lines = [render(event, self.session, self.name) for line, event in fresh]
+        self.show([pieces for pieces in lines if pieces])
+
+    def _is_fresh(self, event):
+        n = event.get("n") if "ev" in event else None
+        if type(n) is not int:
+            return True
+        fresh, self.n = n > self.n, max(n, self.n)
+        return fresh
+
+    def _notice(self, event):
+        mine = "re" in event or event.get("who") == self.name
+        if event.get("ev") == "nick" and mine:
+            self.name = event["name"]
+            self.changed()
+        elif event.get("re") == "error" and event["code"] in ("slow", "kicked"):
+            self.failure = clean_row(event["text"])
+        elif event.get("ev") == "end" and event["n"] > self.heard:
+            self.leaving = True
+        with self.news:
+            if mine and self.unconfirmed.pop(event.get("id"), None) is not None:
+                self.news.notify_all()
+
+    def _ended(self):
+        self.connection.close()
+        with self.news:
+            self.state = "over" if self.leaving or self.failure else "lost"
+            unconfirmed, self.unconfirmed = self.unconfirmed, {}
+            self.news.notify_all()
+        if self.state == "lost":
+            self.say_here("the connection is lost; Enter joins again, /quit leaves", "error")
+        for text in unconfirmed.values():
+            self.say_here(f"this may not have arrived: {clean_row(text)}", "error")
+        self.changed()
+
+    def say_here(self, text, style="system"):
+        """Show the person here, and nobody else, a line."""
+        self.show([[(style, f"-- {text}")]])
+
+    # --- what is typed: the main thread ---
+
+    def enter_line(self, text):
+        """Do what a typed line asks: a command, or something to say."""
+        if text.isspace() or not text:
+            return
+        try:
+            if text.startswith("/") and not text.startswith("//"):
+                word, _, rest = text[1:].partition(" ")
+                command = COMMANDS.get(word)
+                if not command:
+                    raise ChatError(f"there is no command /{clean_row(word)}; /help lists what there is")
+                command.run(self, rest.strip())
+            else:
+                self.request("say", text=text[1:] if text.startswith("//") else text)
+        except ChatError as error:
+            self.show([[("error", f"!! {error}")]])
+
+    def request(self, do, **fields):
+        """Send a request with an id, after the checks that the server makes too."""
+        check_fields(do, REQUESTS[do], fields)
+        with self.news:
+            mark = next(self.ids)
+            self.unconfirmed[mark] = fields.get("text", do)
+        self.connection.send(do, **fields, id=mark)
+
+    def leave(self):
+        """Say goodbye, wait for the server's last line, and close everything."""
+        self.leaving = True
+        if self.state == "in":
+            self.connection.send("bye")
+            self.wait_for(lambda: False, ACKNOWLEDGE_SECONDS)
+            self.connection.close()
+        if self.receiver:
+            self.receiver.join(1.0)
+        self._end_recording()
+
+    def wait_for(self, condition, seconds=None):
+        """Wait until this holds, the connection ends or the time is over."""
+        until = None if seconds is None else time.monotonic() + seconds
+        with self.news:
+            while self.state == "in" and not condition() and (until is None or time.monotonic() < until):
+                self.news.wait(0.2)  # in slices: some systems do not interrupt a longer wait
+
+
+def _run_help(client, rest):
+    for name, command in COMMANDS.items():
+        usage = f"/{name} {command.usage}".ljust(18)
+        client.say_here(f"{usage} {command.help}")
+
+
+def _run_who(client, rest):
+    client.request("who")
+
+
+def _run_nick(client, rest):
+    client.request("nick", name=_needed(rest, "nick"))
+
+
+def _run_me(client, rest):
+    client.request("me", text=_needed(rest, "me"))
+
+
+def _run_tell(client, rest):
+    to, _, text = _needed(rest, "tell").partition(" ")
+    client.request("tell", to=to, text=_needed(text.strip(), "tell"))
+
+
+def _run_quit(client, rest):
+    client.leaving = True
+    client.changed()
+
+
+def _needed(rest, name):
+    if not rest:
+        raise ChatError(f"usage: /{name} {COMMANDS[name].usage}")
+    return rest
+
+
+Command = collections.namedtuple("Command", "usage help run")
+COMMANDS = {
+    "help": Command("", "this list; begin a line with // to say something that begins with /", _run_help),
+    "who": Command("", "who is here", _run_who),
+    "nick": Command("NAME", "take another name", _run_nick),
+    "me": Command("TEXT", "say what you do: * bob waves", _run_me),
+    "tell": Command("NAME TEXT", "say something to one person only", _run_tell),
+    "quit": Command("", "leave the room", _run_quit),
+}
+
+
+def run_plain(client, name, choose_name):
+    """A client without a terminal: plain lines in, plain lines out."""
+    typed, print_lines = queue.Queue(AHEAD), printer(sys.stdout)
+
+    def show(lines):
+        try:
+            print_lines(lines)
+        except OSError:  # whoever read this has enough
+            silence(sys.stdout)
+            client.leaving = True
+
+    def watch(*anything):
+        with client.news:
+            client.news.notify_all()
+
+    client.show, client.changed = show, watch
+    client.join(name, choose_name)
+    threading.Thread(target=_read_plain, args=(typed, watch), name="stdin", daemon=True).start()
+    while client.state == "in" and not client.leaving:
+        client.wait_for(lambda: client.leaving or not typed.empty() and len(client.unconfirmed) < AHEAD)
+        with contextlib.suppress(queue.Empty):
+            line = typed.get_nowait()
+            if line is None:
+                client.wait_for(lambda: not client.unconfirmed)
+                break
+            client.enter_line(line)
+
+
+def _read_plain(typed, watch):
+    # Not through sys.stdin, whose lock a thread that never returns would hold at the end of the program.
+    rest, raw = b"", getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)
+    while True:
+        data = raw.read(READ_BYTES[1])
+        *lines, rest = (rest + (data or b"")).split(b"\n")
+        if not data and rest:
+            lines.append(rest)
+        for line in lines:
+            typed.put(line.decode("utf-8-sig", "replace").rstrip("\r"))
+        if not data:
+            typed.put(None)
+        watch()
+        if not data:
+            return
+
+
+class PromptScreen:
+    """A terminal: prompt_toolkit's input line, whole, and above it what arrives, in batches."""
+
+    # One prompt for the whole session: each new one would start and end an event loop, and lose what is
+    # printed in between. Enter therefore takes the text and leaves the prompt standing.
+
+    def __init__(self, client):
+        # Imported here, since serve, replay and help start without it. It must not ask the terminal for
+        # the cursor's position at each batch: slow terminals answer late, and some into the input line.
+        os.environ.setdefault("PROMPT_TOOLKIT_NO_CPR", "1")
+        import asyncio
+        from prompt_toolkit import PromptSession
+        from prompt_toolkit.application import run_in_terminal
+        from prompt_toolkit.key_binding import KeyBindings
+
+        self.client, self.asyncio, self.run_in_terminal = client, asyncio, run_in_terminal
+        self.lock, self.loop, self.ended = threading.Lock(), None, False
+        self.waiting, self.skipped, self.printing = collections.deque(), 0, False
+        self.paint = plain if os.environ.get("NO_COLOR") else coloured
+        keys = KeyBindings()
+        keys.add("enter")(self._enter)
+        self.session = PromptSession(self._prompt, key_bindings=keys, complete_while_typing=False,
+                                     reserve_space_for_menu=0, erase_when_done=True)
+        # Printing happens in raw mode. In cooked mode, where run_in_terminal would switch to, the terminal
+        # itself shows keys that are pressed meanwhile, in the middle of what is printed.
+        self.session.app.input.cooked_mode = contextlib.nullcontext
+        self.asked = False  # whether the question after a bare "quit" is open
+        client.show, client.changed = self.show, self._changed
+
+    def _prompt(self):
+        state = {"in": "", "lost": " (disconnected, Enter to rejoin)"}.get(self.client.state, " (…)")
+        return f"{self.client.name}{state}> "
+
+    def run(self):
+        """Show the prompt until the person leaves or the room ends."""
+        with contextlib.suppress(KeyboardInterrupt, EOFError):
+            self.session.prompt(pre_run=self._started)
+        self.ended = True
+        self.show([])
+
+    def _started(self):
+        self.loop = self.asyncio.get_running_loop()
+        self.show([])
+        self._changed()  # it may be over already
+
+    def _enter(self, event):
+        buffer, client = event.current_buffer, self.client
+        text = buffer.text.rstrip("\n")
+        if client.state != "in" and text.strip() != "/quit":
+            if client.state == "lost":
+                client.state = "rejoining"
+                threading.Thread(target=self._rejoin, name="rejoin", daemon=True).start()
+            return  # what is typed stays
+        buffer.append_to_history()
+        buffer.reset()
+        if self.asked and text.strip().lower() in ("y", "yes", "quit", "exit"):
+            text = "/quit"
+        elif text.strip() in ("quit", "exit"):
+            self.asked = True
+            return client.say_here("leave the room? y leaves, anything else stays")
+        elif self.asked and text.strip().lower() in ("n", "no"):
+            text = ""
+        self.asked = False
+        client.enter_line(text)
+
+    def _rejoin(self):
+        client = self.client
+        try:
+            client.join(client.name, self._next_name)
+        except ChatError as error:
+            client.state = "lost"
+            client.say_here(f"{error}; Enter tries again, /quit leaves", "error")
+        self._changed()
+
+    def _next_name(self, error):
+        if type(error.name) is not str:
+            raise error
+        return error.name
+
+    def _changed(self):
+        client = self.client
+        self._call(self._exit if client.leaving or client.state == "over" else self.session.app.invalidate)
+
+    def _exit(self):
+        app = self.session.app
+        if app.future and not app.future.done():
+            app.exit(result="")
+
+    def _call(self, function):
+        # The loop may end at any moment; then there is no prompt left to change.
+        loop = self.loop
+        if loop:
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(function)
+
+    def show(self, lines):
+        """Have these lines printed above the prompt; called by any thread, never waits."""
+        with self.lock:
+            self.waiting.extend(lines)
+            while len(self.waiting) > SCREEN_LINES:
+                self.waiting.popleft()
+                self.skipped += 1
+        if self.ended:
+            self._print(self._batch())
+        else:
+            self._call(self._start_printing)
+
+    def _start_printing(self):
+        if not self.printing and not self.session.app.is_done:
+            self.printing = True
+            self.session.app.create_background_task(self._keep_printing())
+
+    async def _keep_printing(self):
+        try:
+            while self.waiting:
+                await self.run_in_terminal(lambda: self._print(self._batch()))
+                await self.asyncio.sleep(SCREEN_SECONDS)
+        finally:
+            self.printing = False
+
+    def _batch(self):
+        with self.lock:
+            lines, self.waiting = list(self.waiting), collections.deque()
+            skipped, self.skipped = self.skipped, 0
+        return ([[("system", f"… {skipped:,} lines skipped")]] if skipped else []) + lines
+
+    def _print(self, lines):
+        output = self.session.app.output
+        output.write_raw("".join([self.paint(pieces).replace("\n", "\r\n") + "\r\n" for pieces in lines]))
+        output.flush()
+
+
+def login_name():
+    """The name under which a person is logged in, made into one that a room may accept."""
+    try:
+        name = suggest_name(getpass.getuser())
+    except (ImportError, KeyError, OSError):
+        name = None
+    return f"{name}-1" if name and name_key(name) in RESERVED else name or "guest"
+
+
+def join(address="", name=None, log=None):
+    """Take part in the room at this address until the person leaves or it ends."""
+    host, port = parse_address(address)
+    if log and os.path.exists(log):
+        raise ChatError(f"{log} exists already; choose another name")
+    client, typed = Client(host, port, log), name is not None
+
+    def choose_name(error):
+        free = error.name if type(error.name) is str else ""
+        if screen:
+            print(f"{error}.")
+            return ask("Another name", clean_row(free))
+        if typed or not free:
+            raise error
+        return free
+
+    screen = _prompt_screen(client) if is_terminal(sys.stdin, sys.stdout) else None
+    try:
+        if screen:
+            name = name or ask("Your name", login_name())
+            client.join(name, choose_name)
+            screen.run()
+        else:
+            run_plain(client, name or login_name(), choose_name)
+    except KeyboardInterrupt:
+        pass  # leaving is what it means
+    finally:
+        client.leave()
+    if client.failure or client.state == "lost":
+        raise ChatError(client.failure or "the connection was lost")
+
+
+def _prompt_screen(client):
+    try:
+        return PromptScreen(client)
+    except ImportError:
+        hint = "the package prompt_toolkit is missing, so the input line is a plain one"
+    except Exception as error:  # a class that exists on Windows only, so it is told by its name
+        if type(error).__name__ != "NoConsoleScreenBufferError":
+            raise
+        hint = "this is no terminal window, so the input line is a plain one"
+    print(f"({hint})")
+    return None
+
+
+def ask(question, default=""):
+    """Ask in a terminal; Enter takes the default."""
+    try:
+        return input(f"{question}{f' [{default}]' if default else ''}: ").strip() or default
+    except EOFError:
+        raise ChatError("no answer") from None
+
+
+def parse_address(address):
+    """(host, port) of `host`, `host:port` or `[v6]:port`."""
+    match = re.match(r"\[?(?:(?<=\[)([^\]]+)\]|([^\[\]:]*))(?::(\d{1,5}))?\Z", address)
+    bare_v6 = address.count(":") > 1 and "[" not in address
+    port = int(match.group(3) or PORT) if match else PORT
+    if not bare_v6 and (not match or not 0 < port < 65536):
+        raise ChatError(f"{clean_row(address)} is no address; write host, host:port or [v6-address]:port")
+    return (address, PORT) if bare_v6 else (match.group(1) or match.group(2) or "127.0.0.1", port)
+
+
+# === replay =======================================================================================
+# A recorded session, again: generators over its events. Each takes events and gives events; the clock
+# is passed in, so that tests need not wait.
+
+
+def cap_silence(events, longest):
+    """Yield (seconds to wait, event), with no silence longer than this; 0 caps nothing."""
+    before = None
+    for event in events:
+        step = 0.0 if before is None else max(0.0, event["t"] - before)
+        before = event["t"] if before is None else max(before, event["t"])
+        yield min(step, longest) if longest else step, event
+
+
+def pace(timed, speed, clock=time.monotonic, sleep=time.sleep):
+    """Yield each event when its time has come; what printing took is made up for."""
+    due = clock()
+    for step, event in timed:
+        due += step / speed
+        wait = due - clock()
+        if wait > 0:
+            sleep(wait)
+        yield event
+
+
+def replay(path, speed=1.0, max_gap=2.0, instant=False, out=None):
+    """Print a recorded session as it happened; returns when it is over."""
+    out = out or sys.stdout
+    show = printer(out)
+    try:
+        file = open(path, "rb")
+    except OSError as error:
+        raise ChatError(f"cannot read {path}: {error.strerror}") from None
+    with file:
+        # A person's own recording begins with their welcome, whose time the session line explains.
+        session = next((event for event in read_session(file) if event.get("ev") == "session"), None)
+        if not session:
+            raise ChatError(f"{path} is not a recorded session")
+        file.seek(0)
+        viewer, events = None, read_session(file)
+        for event in events if instant else pace(cap_silence(events, max_gap), speed):
+            if event.get("re") == "welcome" or event.get("ev") == "nick" and event["who"] == viewer:
+                viewer = event.get("you", event.get("name"))
+            show([render(event, session, viewer)])
+
+
+# === command line =================================================================================
+# argparse is used nowhere else; the functions above take plain arguments.
+
+def _add_serve(commands):
+    parser = commands.add_parser("serve", help="open a room on this computer")
+    parser.add_argument("--host", help="listen on this address (default: 127.0.0.1, this computer only)")
+    parser.add_argument("--port", type=int, default=PORT, help=f"default {PORT}; 0 takes any free one")
+    parser.add_argument("--lan", action="store_true", help="listen on all addresses; needs --open")
+    parser.add_argument("--open", action="store_true", help="let everyone in, and everything be read on its way")
+    parser.add_argument("--room", default="chat", metavar="NAME", help="what the room is called")
+    parser.add_argument("--log", nargs="?", const="", metavar="FILE.jsonl",
+                        help="record the session, without FILE into a new one in sessions/")
+    parser.add_argument("--history", type=_count, default=HISTORY, metavar="N",
+                        help=f"lines a newcomer is given (default {HISTORY})")
+    parser.add_argument("--rate", type=_count, default=RATE, metavar="N",
+                        help=f"requests per second and person (default {RATE}; 0: no limit)")
+    parser.add_argument("--max-people", type=_count, default=0, metavar="N", help="0 (the default): no limit")
+    parser.set_defaults(run=_run_serve, parser=parser)
+
+
+def _count(text):
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 up")
+    return int(text)
+
+
+def _run_serve(options):
+    if options.lan and not options.open:
+        options.parser.error("--lan needs --open beside it for now: everyone on the network can then come in and "
+                             "read along")
+    if options.open and not options.lan:
+        options.parser.error("--open goes with --lan")
+    if options.lan and options.host:
+        options.parser.error("--lan listens on all addresses and --host on one; choose")
+    _check_log(options)
+    if not 0 <= options.port < 65536:
+        options.parser.error("a port is a number from 0 to 65535")
+    try:
+        check_text(options.room)
+    except ChatError as error:
+        options.parser.error(str(error))
+    host = "" if options.lan else options.host or "127.0.0.1"
+    log = default_path(options.room) if options.log == "" else options.log
+    serve(host, options.port, options.room, log, options.history, options.rate, options.max_people)
+
+
+def _check_log(options):
+    # Else `join --log 192.168.1.5` would record into a file of that name.
+    if options.log and not options.log.endswith(".jsonl"):
+        command = options.parser.prog
+        options.parser.error(f"--log takes a file that ends in .jsonl; write  {command} {options.log} --log  or  "
+                             f"{command} --log {options.log}.jsonl" if command.endswith("join") else
+                             f"--log takes a file that ends in .jsonl; write  {command} --log {options.log}.jsonl")
+
+
+def _add_join(commands):
+    parser = commands.add_parser("join", help="take part in a room")
+    parser.add_argument("address", nargs="?", default="", metavar="ADDRESS",
+                        help=f"host, host:port or [v6]:port (default 127.0.0.1:{PORT})")
+    parser.add_argument("--name", help="what the others see (default: asked for, or the login name)")
+    parser.add_argument("--log", nargs="?", const="", metavar="FILE.jsonl",
+                        help="record what you see, without FILE into a new one in sessions/")
+    parser.set_defaults(run=_run_join, parser=parser)
+
+
+def _run_join(options):
+    _check_log(options)
+    join(options.address, options.name, options.log)
+
+
+def _add_replay(commands):
+    parser = commands.add_parser("replay", help="watch a recorded session again")
+    parser.add_argument("file", metavar="FILE")
+    parser.add_argument("--speed", type=_speed, default=1.0, metavar="X", help="2 is twice as fast")
+    parser.add_argument("--max-gap", type=_seconds, default=2.0, metavar="S",
+                        help="no silence longer than this (default 2; 0: as it was)")
+    parser.add_argument("--instant", action="store_true", help="print everything at once")
+    parser.set_defaults(run=_run_replay, parser=parser)
+
+
+def _seconds(text):
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return value
+
+
+def _speed(text):
+    value = _seconds(text)
+    if not value:
+        raise argparse.ArgumentTypeError("a speed is more than 0")
+    return value
+
+
+def _run_replay(options):
+    replay(options.file, options.speed, options.max_gap, options.instant)
+
+
+def main(argv=None):
+    """The command line; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a character that a terminal lacks must not end the program
+            stream.reconfigure(errors="replace")
+    program = os.path.basename(sys.argv[0]) or "chat.pyz"
+    parser = argparse.ArgumentParser(prog=program, description="A chat for people on one network, in one file.")
+    parser.add_argument("--version", action="version", version=f"chat {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND")
+    for add in (_add_serve, _add_join, _add_replay):
+        add(commands)
+    options = parser.parse_args(argv)
+    if not hasattr(options, "run"):
+        parser.print_help()
+        return 0
+    try:
+        options.run(options)
+    except ChatError as error:
+        print(f"{program}: {error}.", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 0  # what was asked for
+    except BrokenPipeError:
+        silence(sys.stdout)  # whoever read it has enough
+        return 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""Three people on three real terminals: tmux draws them, its keys type, its screens are looked at."""
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+
+import chat
+
+pytestmark = pytest.mark.skipif(not shutil.which("tmux"), reason="needs tmux")
+CHAT = f"{sys.executable} {chat.__file__}"
+LONG_CYRILLIC = "Съешь же ещё этих мягких французских булок. " * 90 + "конец"
+LONG_EMOJI = "😀🎉👍🏽❤️" * 500 + "!"
+
+
+class Tmux:
+    """A tmux server of this test's own, with a window for each person."""
+
+    def __init__(self, folder):
+        self.socket, self.folder = str(folder / "tmux"), folder
+
+    def run(self, *arguments, check=True):
+        return subprocess.run(["tmux", "-S", self.socket, "-f", os.devnull, *arguments], check=check, timeout=30,
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=self.folder).stdout.decode()
+
+    def open(self, window, command):
+        self.run("new-session", "-d", "-s", window, "-x", "100", "-y", "30", command)
+        self.run("set-option", "-t", window, "remain-on-exit", "on")
+        self.run("set-option", "-t", window, "history-limit", "20000")
+
+    def type(self, window, text):
+        self.run("send-keys", "-t", window, "-l", text)
+
+    def enter(self, window, text=""):
+        if text:
+            self.type(window, text)
+        self.run("send-keys", "-t", window, "Enter")
+
+    def screen(self, window):
+        """All that the window shows and has scrolled away, soft line breaks joined."""
+        return self.run("capture-pane", "-t", window, "-p", "-J", "-S", "-20000")
+
+    def see(self, window, pattern):
+        until = time.monotonic() + 20
+        while not re.search(pattern, self.screen(window), re.M):
+            assert time.monotonic() < until, f"{window} never saw {pattern}:\n{self.screen(window)}"
+            time.sleep(0.05)
+
+
+@pytest.fixture
+def tmux(tmp_path):
+    tmux = Tmux(tmp_path)
+    yield tmux
+    tmux.run("kill-server", check=False)
+
+
+def lines_of(screen):
+    """The chat's own lines on a screen: all but the prompt and what tmux adds."""
+    return [line.rstrip() for line in screen.split("\n") if re.match(r"\d\d:\d\d ", line)]
+
+
+def test_three_people_talk_one_leaves_one_comes_late(tmux, tmp_path):
+    tmux.open("server", f"{CHAT} serve --port 0 --log lab.jsonl --room lab")
+    tmux.see("server", r"Ctrl\+C ends the room")
+    port = re.search(r"listens on 127\.0\.0\.1:(\d+)", tmux.screen("server")).group(1)
+    join = f"{CHAT} join 127.0.0.1:{port} --name"
+    for name in ("ann", "боб", "eve"):
+        tmux.open(name, f"{join} {name}")
+        tmux.see(name, f"-- {name} joined")
+    tmux.type("ann", "half a line of mine")
+    tmux.enter("боб", LONG_CYRILLIC)
+    tmux.enter("eve", LONG_EMOJI)
+    for name in ("ann", "боб", "eve"):
+        tmux.see(name, "конец$")
+        tmux.see(name, "!$")
+    tmux.see("ann", "^ann> half a line of mine$")
+    tmux.enter("ann", ", and the rest")
+    tmux.see("eve", "ann: half a line of mine, and the rest$")
+    tmux.enter("eve", "/quit")
+    tmux.see("ann", "-- eve left$")
+    tmux.open("zoe", f"{join} zoe")
+    tmux.see("zoe", "-- you are zoe; 3 here: ann, боб, zoe$")
+    tmux.see("zoe", "ann: half a line of mine, and the rest$")
+    tmux.see("ann", "-- zoe joined$")
+    tmux.run("send-keys", "-t", "server", "C-c")
+    for name in ("ann", "боб", "zoe", "server"):
+        tmux.see(name, "-- the room is closed$")
+    replayed = subprocess.run([*CHAT.split(), "replay", "lab.jsonl", "--instant"], cwd=tmp_path, check=True,
+                              stdout=subprocess.PIPE).stdout.decode().splitlines()
+    for name in ("ann", "боб", "zoe"):  # after their own welcome, which is in no file of the server
+        assert lines_of(tmux.screen(name))[1:] == replayed, name
+    assert any(line.endswith(f"боб: {LONG_CYRILLIC}") for line in replayed)
+    assert any(line.endswith(f"eve: {LONG_EMOJI}") for line in replayed)
