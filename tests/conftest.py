@@ -1,0 +1,19 @@
+"""What several test files need."""
+import pathlib
+import zipfile
+
+import pytest
+
+TOP = pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def pyz():
+    """The chat.pyz made by build.sh; an old one would test yesterday's code."""
+    path = TOP / "chat.pyz"
+    if not path.exists():
+        pytest.fail("there is no chat.pyz: run ./build.sh first, or ./build.sh test")
+    with zipfile.ZipFile(path) as archive:
+        if archive.read("chat.py") != (TOP / "chat.py").read_bytes():
+            pytest.fail("chat.pyz was made from another chat.py: run ./build.sh first, or ./build.sh test")
+    return path
