@@ -106,6 +106,7 @@ RATE_BURST = 4  # seconds' worth that may come at once
 RATE_AHEAD = 60.0  # seconds; whoever sent more than that beyond the limit is cut
 WHO_PEOPLE = 100  # a `who` costs one request for each so many people that it lists
 
+OPENING_LINES = 100  # of a file, among which its session line must be
 RETRY_SECONDS = 1.0  # between attempts to record again
 BACKLOG_BYTES = 1 << 20  # of lines kept for the recording while it fails
 
@@ -132,9 +133,13 @@ class ChatError(Exception):
 # room as by whoever reads a session file.
 
 RESERVED = frozenset("server system admin all here everyone me you chat".split())
+UNSEEN = ("\xad\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f"
+          "\u3164\ufe00-\ufe0d\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e0fff")  # or turning the direction of text
+JOINERS = "\u200c\u200d\ufe0e\ufe0f"  # of emoji and of Persian: needed inside a word, hidden elsewhere
 _dump = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 _scan = json.JSONDecoder().scan_once  # one C call per line; json.loads would double its cost
-_string = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"')
+_string = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?')  # an unfinished one too, or it would try again at each quote
+_hidden = re.compile(f"[{UNSEEN}{JOINERS}\u034f]")
 _number = re.compile(rb'"n":(\d+)')
 
 
@@ -142,6 +147,11 @@ def encode(fields):
     """The line for these fields; those that are None are left out."""
     present = {key: value for key, value in fields.items() if value is not None}
     return (_dump(present) + "\n").encode()
+
+
+def describe(event):
+    """The JSON of an event, which may hold what could not be encoded, for people to look at."""
+    return json.dumps(event, ensure_ascii=False, separators=(",", ":"))
 
 
 def encode_talk(n, t, who, requests):
@@ -198,7 +208,7 @@ def check_name(name):
     """The name as it will be shown, or the ChatError that says why it cannot be one."""
     if type(name) is not str:
         raise ChatError("a name must be a string", "bad-name")
-    name = unicodedata.normalize("NFC", name)
+    name = unicodedata.normalize("NFC", name[:8 * NAME_POINTS])
     if not name or name.isspace():
         raise ChatError("a name must not be empty", "bad-name")
     if len(name) > NAME_POINTS:
@@ -208,6 +218,8 @@ def check_name(name):
     if not re.match(r"[LN][LNM_.-]*\Z", kinds):
         raise ChatError("a name is made of letters, digits and _ . - and begins with a letter or digit",
                         "bad-name", suggest_name(name))
+    if _hidden.search(name):
+        raise ChatError("a name must not hold characters that nobody sees", "bad-name")
     if "MMM" in kinds:
         raise ChatError("a name has at most two marks on one letter", "bad-name")
     if name_key(name) in RESERVED:
@@ -216,14 +228,16 @@ def check_name(name):
 
 
 def suggest_name(name):
-    """A name as near to this one as the rules allow; None when nothing is left of it."""
-    kept = [point for point in unicodedata.normalize("NFC", name.replace(" ", "_"))
-            if point in "_.-" or unicodedata.category(point)[0] in "LN"]
-    return "".join(kept).lstrip("_.-")[:NAME_POINTS] or None
+    """A name as near to this one as the rules allow; None when there is none."""
+    kept = [point for point in unicodedata.normalize("NFC", name[:8 * NAME_POINTS].replace(" ", "_"))
+            if point in "_.-" or unicodedata.category(point)[0] in "LN" and not _hidden.match(point)]
+    near = "".join(kept).lstrip("_.-")[:NAME_POINTS]
+    return near if near and name_key(near) not in RESERVED else None
 
 
 def name_key(name):
     """What makes two names the same: Bob is bob, and a wide letter is a letter."""
+    name = name[:8 * NAME_POINTS]  # no name is longer, and what is takes long to normalize
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
 
 
@@ -286,16 +300,16 @@ REPLIES = {
 
 def decode_request(line):
     """The request that a line makes, checked; extra fields are ignored."""
-    if line is None or len(line) > LINE_BYTES:
+    if line is None or len(line) > LINE_BYTES >> 2 and len(line.encode(errors="surrogateescape")) > LINE_BYTES:
         raise ChatError(f"a line has at most {LINE_BYTES:,} bytes", "too-long")
     request = decode(line)
     do, mark = request.get("do"), request.get("id")
-    fields = REQUESTS.get(do) if type(do) is str else None
-    if fields is None:
-        raise ChatError(f'"do" must be one of: {" ".join(REQUESTS)}')
     if mark is not None and not COUNT[0](mark):
         raise ChatError(f'"id" must be {COUNT[1]}')
     try:
+        fields = REQUESTS.get(do) if type(do) is str else None
+        if fields is None:
+            raise ChatError(f'"do" must be one of: {" ".join(REQUESTS)}')
         check_fields(do, fields, request)
     except ChatError as error:
         error.id = mark
@@ -382,9 +396,6 @@ BREAKS = "\r\v\f\x85\u2028\u2029"  # only \n begins a row
 CONTROLS = "\0-\x08\x0e-\x1f"  # among them what begins every escape sequence
 NOT_CHARACTERS = ("\x7f-\x84\x86-\x9f\ud800-\uf8ff\ufdd0-\ufdef\ufffe\uffff"
                   "\U000f0000-\U0010ffff")  # C1 controls, surrogates, private use
-UNSEEN = ("\xad\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f"
-          "\u3164\ufe00-\ufe0d\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e0fff")  # or turning the direction
-JOINERS = "\u200c\u200d\ufe0e\ufe0f"  # of emoji and of Persian: needed inside a word, hidden elsewhere
 MARKS = ("\u0300-\u036f\u0483-\u0489\u0591-\u05bd\u0610-\u061a\u064b-\u065f\u06d6-\u06dc\u0e31\u0e34-\u0e3a"
          "\u0e47-\u0e4e\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f")  # that pile up on one letter
 HARMLESS = tuple((re.compile(pattern), instead) for pattern, instead in (
@@ -396,6 +407,7 @@ HARMLESS = tuple((re.compile(pattern), instead) for pattern, instead in (
     (f"[{UNSEEN}]+", ""),
     (f"([{JOINERS}]{{2}})[{JOINERS}]+", r"\1"),
     (f"(?:^|(?<=\\s))[{JOINERS}]+|[\u200c\u200d]+(?=\\s|$)", ""),
+    (f"(?<=[{MARKS}])[{JOINERS}]+(?=[{MARKS}])", ""),
     (f"([{MARKS}]{{3}})[{MARKS}]+", r"\1"),
 ))
 _suspect = re.compile(f"[\t{BREAKS}{CONTROLS}{NOT_CHARACTERS}{UNSEEN}{JOINERS}{MARKS}]")
@@ -416,7 +428,7 @@ def clean_row(text):
 
 def name_style(name):
     """The style of a name: the same for the same name everywhere and always."""
-    return f"name{zlib.crc32(name_key(name).encode()) % NAME_STYLES}"
+    return f"name{zlib.crc32(name.encode()) % NAME_STYLES}"
 
 
 def clock(session, t):
@@ -430,23 +442,28 @@ LEFT = {"left": "left", "lost": "lost the connection", "kicked": "was removed", 
 
 # What people see of each event and reply: its style, and its words with the fields among them.
 RENDERINGS = {
-    "session": ("system", "-- room {room}, open since {start}"),
-    "join": ("system", "-- {who} joined"),
-    "leave": ("system", "-- {who} {why}{reason}"),
-    "nick": ("system", "-- {who} is now {name}"),
-    "say": ("text", "{who}: {text}"),
-    "me": ("me", "* {who} {text}"),
-    "notice": ("system", "-- {text}"),
-    "mark": ("mark", "== {text}"),
-    "end": ("system", "-- the room is closed"),
-    "welcome": ("system", "-- you are {you}; {people}"),
-    "tell": ("private", "{who} → {to} (private): {text}"),
-    "who": ("system", "-- {people}"),
-    "error": ("error", "!! {text}"),
-    "remark": ("system", "-- {text}"),
-    "pong": ("system", ""),
+    "ev": {
+        "session": ("system", "-- room {room}, open since {start}"),
+        "join": ("system", "-- {who} joined"),
+        "leave": ("system", "-- {who} {why}{reason}"),
+        "nick": ("system", "-- {who} is now {name}"),
+        "say": ("text", "{who}: {text}"),
+        "me": ("me", "* {who} {text}"),
+        "notice": ("system", "-- {text}"),
+        "mark": ("mark", "== {text}"),
+        "end": ("system", "-- the room is closed"),
+    },
+    "re": {
+        "welcome": ("system", "-- you are {you}; {people}"),
+        "tell": ("private", "{who} → {to} (private): {text}"),
+        "who": ("system", "-- {people}"),
+        "error": ("error", "!! {text}"),
+        "pong": ("system", ""),
+    },
+    "here": {"remark": ("system", "-- {text}")},
 }
-_templates = {word: (style, re.findall(r"\{(\w+)\}|([^{]+)", words)) for word, (style, words) in RENDERINGS.items()}
+_templates = {(kind, word): (style, re.findall(r"\{(\w+)\}|([^{]+)", words))
+              for kind, table in RENDERINGS.items() for word, (style, words) in table.items()}
 
 
 def _field(event, field, style, viewer):
@@ -457,8 +474,8 @@ def _field(event, field, style, viewer):
     if field in ("who", "to", "name", "you"):
         return [(name_style(value), clean_row(value))]
     if field == "people":
-        names = [[(style, ", "), (name_style(name), clean_row(name))] for name in value]
-        return [(style, f"{len(value)} here: ")] + sum(names, [])[1:]
+        names = [piece for name in value for piece in ((style, ", "), (name_style(name), clean_row(name)))]
+        return [(style, f"{len(value)} here: ")] + names[1:]
     if field == "text":
         return [(style, clean(value).replace("\n", "\n" + CONTINUED))]
     if field == "reason":  # of a leave; may be absent
@@ -469,9 +486,10 @@ def _field(event, field, style, viewer):
 
 def render(event, session, viewer=None):
     """An event or reply as (style, text) pieces, as `viewer` sees it; none if there is nothing to see."""
-    style, parts = _templates.get(event.get("ev", event.get("re")), ("system", None))
+    kind = next(kind for kind in ("ev", "re", "here") if kind in event)
+    style, parts = _templates.get((kind, event[kind]), ("system", None))
     if parts is None:
-        parts = [("", "-- " + clean_row(encode(event).decode()[:200].rstrip()))]
+        parts = [("", "-- " + clean_row(describe(event)[:200]))]
     pieces = [("time", clock(session, event["t"]) + " ")]
     for field, words in parts:
         pieces += [(style, words)] if words else _field(event, field, style, viewer)
@@ -496,7 +514,8 @@ def coloured(pieces):
 def default_path(*names):
     """A new file name in sessions/ under the current folder: the time, then these names, made safe."""
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    safe = [re.sub(r"[^\w.-]+", "_", name).strip("._")[:40] or "room" for name in names]
+    safe = [re.sub(r"[^\w.-]+", "_", name).strip("._").encode()[:80].decode(errors="ignore") or "room"
+            for name in names]  # 255 bytes are the longest name of a file
     base = os.path.join("sessions", "-".join([stamp] + safe))
     path, number = base + ".jsonl", 2
     while os.path.exists(path):
@@ -540,7 +559,7 @@ class Recording:
             self.descriptor = self._open(os.O_EXCL | os.O_CREAT if size is None else 0)
             _lock_file(self.descriptor)
             if size is None:
-                self._append(head)
+                self._append(b"")
             else:
                 self.size = size
                 self._set_aside_torn()
@@ -561,10 +580,10 @@ class Recording:
                 aside.write(os.read(self.descriptor, torn))
             os.ftruncate(self.descriptor, self.size)
         if not self.size:
-            self._append(self.head)
+            self._append(b"")
 
     def _append(self, data):
-        done = 0
+        done, data = 0, data if self.size else self.head + data
         try:
             while done < len(data):
                 done += os.write(self.descriptor, data[done:] if done else data)
@@ -585,8 +604,7 @@ class Recording:
             new = self._open(os.O_EXCL | os.O_CREAT)
             os.close(self.descriptor)
             self.descriptor, self.size = new, 0
-            _lock_file(new)
-            return self._append(self.head)
+            return _lock_file(new)
         if not os.path.samestat(old, now):
             raise FileExistsError(errno.EEXIST, "another file has taken its name")
         os.ftruncate(self.descriptor, self.size)
@@ -599,17 +617,16 @@ class Recording:
         try:
             if self.failing:
                 self._reopen()
-                lines = b"".join(self.backlog) + lines
-                self.backlog.clear()
-            self._append(lines)
+            self._append(b"".join([*self.backlog, lines]))
         except OSError as error:
             self._keep(lines)
             self.retry_at, was, self.failing = now + RETRY_SECONDS, self.failing, True
             return None if was else f"recording failed ({error.strerror}); it is tried again each second"
-        if self.failing:
-            self.failing = False
-            return "recording works again"
-        return None
+        if not self.failing:
+            return None
+        self.backlog.clear()
+        self.failing = False
+        return "recording works again"
 
     def _keep(self, lines):
         if lines:
@@ -646,7 +663,7 @@ def read_lines(file):
 
 def remark(t, text):
     """A line that is in no file: what a reader has to say about it."""
-    return {"re": "remark", "t": t, "text": text}
+    return {"here": "remark", "t": t, "text": text}
 
 
 def event_of(line):
@@ -680,26 +697,6 @@ def read_session(file):
         yield event
 
 
-def recover(path):
-    """What a server needs to go on in its own session file: its events, counted, and its last lines."""
-    # The whole file is read once, which also finds who was in the room when a server died.
-    session, last, people, size = None, None, {}, 0
-    with open(path, "rb") as file:
-        for number, line in read_lines(file):
-            size = file.tell()
-            event = event_of(line)
-            if number == 1:
-                session = event or {}
-                if session.get("ev") != "session":
-                    raise ChatError(f"{path} is not a session that a server recorded; choose another name")
-                check_version(session)
-            if event and "ev" in event and type(event.get("n")) is int:
-                last = event
-                fold(people, event)
-        tail = _tail(file, size)
-    return session, last, people, tail, size
-
-
 def fold(people, event):
     """Bring up to date who is here, {name: seat}, by one more event."""
     word = event.get("ev")
@@ -713,15 +710,32 @@ def fold(people, event):
         people.clear()
 
 
-def _tail(file, size):
-    # The last whole lines, for the history of newcomers, and never the session line itself.
-    file.seek(0)
-    first = len(file.readline())
-    start = max(first, size - HISTORY_BYTES)
-    file.seek(start)
-    if start > first:
-        file.readline()
-    return file.read(max(0, size - file.tell()))
+def recover(path):
+    """What a server needs to go on in its own session file: its session, last event, people, end, size."""
+    # The whole file is read once, which also finds who was in the room when a server died. Its end, for
+    # the history of newcomers, is whole events only.
+    session, last, people, size = None, None, {}, 0
+    tail, tail_size = collections.deque(), 0
+    with open(path, "rb") as file:
+        for number, line in read_lines(file):
+            size, event = file.tell(), event_of(line)
+            if number == 1:
+                session = event if event and event.get("ev") == "session" else None
+            if not session:
+                break
+            check_version(session)
+            if not event or "ev" not in event or type(event.get("n")) is not int:
+                continue
+            last = event
+            fold(people, event)
+            if number > 1:
+                tail.append(line)
+                tail_size += len(line)
+            while tail_size > HISTORY_BYTES:
+                tail_size -= len(tail.popleft())
+    if not session:
+        raise ChatError(f"{path} is not a session that a server recorded; choose another name")
+    return session, last, people, b"".join(tail), size
 
 
 # === room =========================================================================================
@@ -748,13 +762,14 @@ class Chunk:
 class Lag:
     """What a member that is not in step still has to be sent."""
 
-    __slots__ = "pieces", "chunk", "stop", "letters"
+    __slots__ = "pieces", "chunk", "letters", "last", "leaving"
 
     def __init__(self, chunk, *pieces):
         self.pieces = collections.deque(map(memoryview, pieces))  # these first
         self.chunk = chunk  # then all that follows this one in the chain,
-        self.stop = None  # ... up to this place, if the member is leaving
-        self.letters = []  # and these last
+        self.letters = []  # then these,
+        self.last = b""  # and at the very end, if it is leaving, the line with which it left
+        self.leaving = False
 
     def next_piece(self):
         """The next bytes to send; None when nothing is left."""
@@ -762,6 +777,8 @@ class Lag:
             following = self._following()
             if not following:
                 following, self.letters = self.letters, []
+            if not following:
+                following, self.last = [self.last], b""
             if not any(following):
                 return None
             self.pieces.append(memoryview(following[0] if len(following) == 1 else b"".join(following)))
@@ -770,11 +787,10 @@ class Lag:
     def _following(self):
         # Small chunks together, so that a newcomer's history is a few sends, not hundreds.
         parts, size = [], 0
-        while self.chunk.next and size < PIECE_BYTES and (self.stop is None or self.chunk.end < self.stop):
-            chunk = self.chunk = self.chunk.next
-            ends_here = self.stop is not None and self.stop < chunk.end
-            parts.append(chunk.data[:self.stop - chunk.start] if ends_here else chunk.data)
-            size += len(parts[-1])
+        while self.chunk.next and size < PIECE_BYTES:
+            self.chunk = self.chunk.next
+            parts.append(self.chunk.data)
+            size += len(self.chunk.data)
         return parts
 
     def sent(self, count):
@@ -786,34 +802,43 @@ class Lag:
 
     def size(self, end):
         """How many bytes wait in all, in a log that ends there."""
-        return sum(map(len, self.pieces)) + end - self.chunk.end + sum(map(len, self.letters))
+        waiting = sum(map(len, self.pieces)) + sum(map(len, self.letters))
+        return waiting if self.leaving else waiting + end - self.chunk.end
 
-    def cut(self, last_words):
-        """Leave nothing but the rest of the current line and these last words."""
+    def end_at(self, place, last):
+        """Let the log end at this place in its newest chunk, and then this be the last."""
+        while self.chunk.next:
+            self.chunk = self.chunk.next
+            self.pieces.append(memoryview(self.chunk.data))
+        if self.chunk.end > place:
+            self.pieces[-1] = self.pieces[-1][:place - self.chunk.end]
+            if not self.pieces[-1]:
+                self.pieces.pop()
+        self._leave_chain(last)
+
+    def cut(self, last):
+        """Leave nothing but the rest of the current line and this last one."""
         rest = bytes(self.pieces[0]) if self.pieces else b""
-        self.pieces = collections.deque([memoryview(rest[:rest.find(b"\n") + 1] + last_words)])
+        self.pieces = collections.deque([memoryview(rest[:rest.find(b"\n") + 1] + last)])
         self.letters.clear()
-        self.stop = self.chunk.end
-        self.chunk = Chunk(b"", self.stop, 0)  # off the chain, so that nothing is kept for it
+        self._leave_chain(b"")
 
-    def end_at(self, stop):
-        """Let the log end at this place, with which the newest chunk may not."""
-        excess = self.chunk.end - stop
-        if excess > 0:
-            self.pieces[-1] = self.pieces[-1][:-excess]
-        self.stop = stop
+    def _leave_chain(self, last):
+        # So that nothing of what the others still say is kept for it.
+        self.chunk, self.last, self.leaving = Chunk(b"", self.chunk.end, 0), last, True
 
 
 class Member:
     """A person in the room, and the way there."""
 
-    __slots__ = "out", "address", "name", "quoted", "key", "seat", "left", "lag", "watched"
+    __slots__ = "out", "address", "name", "quoted", "key", "seat", "left", "lag", "watched", "alone"
 
     def __init__(self, out, address=""):
         self.out, self.address = out, address
         self.name = self.quoted = self.key = self.seat = self.lag = None
         self.left = False
         self.watched = False  # by the helper, until its socket takes more
+        self.alone = False  # its reader is gone
 
 
 class Room:
@@ -862,7 +887,8 @@ class Room:
         before, (steady, wall) = self.ticks, (time.monotonic(), time.time())
         self.ticks = steady, wall
         step, jump = steady - before[0], wall - before[1]
-        self.t += jump if jump > step + 1 else max(step, 0.0)
+        step = max(step, 0.0)
+        self.t += jump if jump > step + 1 else step
         return round(self.t, 3)
 
     def append(self, word, **fields):
@@ -877,8 +903,9 @@ class Room:
         self.news = True
 
     def _write(self, member, fields):
-        self.letters.append((member, encode(fields)))
-        self.news = True
+        if not member.left:  # nothing follows one's own leave
+            self.letters.append((member, encode(fields)))
+            self.news = True
 
     def _history(self):
         # Where a newcomer starts to read: (place in the log, n of the first line there).
@@ -992,9 +1019,12 @@ class Room:
                 return
             member.left = True
             del self.people[member.key]
+            place = self.end if why != "slow" else None
             self.append("leave", who=member.name, why=why, text=text, id=id)
-            last_words = why in ("slow", "kicked") and encode(self.error(ChatError(text, why)))
-            self.parting.append((member, self.end, last_words or b""))
+            last = self.pending[-1] if why != "slow" else b""
+            if why in ("slow", "kicked"):
+                last += encode(self.error(ChatError(text, why)))
+            self.parting.append((member, place, last))
 
     def bury(self, member):
         """Have the socket of a member closed, who has left and whose reader is gone."""
@@ -1005,18 +1035,19 @@ class Room:
     def notice(self, text):
         """Tell everyone something, as an event."""
         with self.lock:
-            self.append("notice", text=text)
+            if not self.closed:
+                self.append("notice", text=text)
 
     def close(self):
         """End the session: one last event, and a farewell for everyone."""
         with self.lock:
             if self.closed:
                 return
-            self.closed = True
+            place, self.closed = self.end, True
             self.append("end")
             for member in self.people.values():
                 member.left = True
-                self.parting.append((member, self.end, b""))
+                self.parting.append((member, place, self.pending[-1]))
             self.people.clear()
 
     def since(self, n):
@@ -1056,21 +1087,18 @@ class Room:
                 self.kept.popleft()
         if data:
             self._record(data)
-        for member, stop, last_words in parting:
-            self._part(member, before, stop, last_words)
+        for member, place, last in parting:
+            self._part(member, before, place, last)
         if data:
             self._send_all(data)
-        for member in itertools.chain((entry[0] for entry in coming), (entry[0] for entry in parting)):
-            self.push(member)
         for member, letter in letters:
             self._post(member, letter)
+        for member, *_ in coming + parting:
+            self.push(member)
         for member in gone:
             self._bury(member)
         for member in [member for member in self.lagging if member.lag.size(self.tail.end) > LAG_BYTES]:
-            if member.left:
-                self._break(member)
-            else:
-                self.leave(member, "slow", "you were too slow to take what was said here, and were cut")
+            self.leave(member, "slow", "you were too slow to take what was said here, and were cut")
         if data:
             self.spoken.set()
 
@@ -1090,16 +1118,15 @@ class Room:
                 self.notice(news)
                 self.wake()  # the helper tries again, even if nobody says anything
 
-    def _part(self, member, before, stop, last_words):
+    def _part(self, member, before, place, last):
         if member in self.instep:
             self._lag(member, before)
         elif not member.lag:
-            return  # its socket is broken; the reader will find out
-        if last_words and member.watched:
-            member.lag.cut(last_words)
+            return  # its socket is broken
+        if place is None:
+            member.lag.cut(last)
         else:
-            member.lag.end_at(stop)
-            member.lag.letters.append(last_words)
+            member.lag.end_at(place, last)
         self.farewells[member] = time.monotonic() + (ENDING_SECONDS if self.closed else FAREWELL_SECONDS)
         self.wake()
 
@@ -1141,8 +1168,10 @@ class Room:
         if lag:
             member.lag = None
             del self.lagging[member]
-            if lag.stop is None:
+            if not lag.leaving:
                 self.instep[member] = member.out.send
+            elif member.alone:
+                self._bury(member)
             else:
                 self._shut(member, socket.SHUT_WR)
 
@@ -1153,21 +1182,25 @@ class Room:
             self.wake()
 
     def _break(self, member):
-        # Its reader notices the same, or is woken by this, and sees to the rest.
         self.instep.pop(member, None)
-        member.lag = None
         self.lagging.pop(member, None)
-        self._shut(member, socket.SHUT_RDWR)
+        member.lag = None
+        self.leave(member, "lost")
+        if member.alone:
+            self._bury(member)
+        else:
+            self._shut(member, socket.SHUT_RDWR)  # wakes its reader, who sees to the rest
 
     def _shut(self, member, how):
         with contextlib.suppress(OSError):  # the other side may have been faster
             member.out.shutdown(how)
 
     def _bury(self, member):
+        member.alone = True
+        if member.lag:
+            return  # it only stopped sending; what it is still owed goes out first
         self.instep.pop(member, None)
-        self.lagging.pop(member, None)
         self.farewells.pop(member, None)
-        member.lag = None
         if member.watched:
             self.graves.append(member)
             self.wake()
@@ -1303,10 +1336,10 @@ def _say_no(reader, out):
                 return
 
 
-def read_guest(room, out, address, rate):
+def read_guest(room, member, rate):
     """The thread of one connection, from its first byte to its last."""
+    out, why = member.out, "lost"
     reader = socket.socket(out.family, out.type, out.proto, fileno=out.fileno())
-    member, why = Member(out, address), "lost"
     try:
         reader.settimeout(HELLO_SECONDS)
         arriving = blocks(reader.recv, LINE_BYTES)
@@ -1435,8 +1468,9 @@ def printer(stream):
     paint = coloured if wants_colour(stream) else plain
 
     def print_lines(lines):
-        stream.write("".join([paint(pieces) + "\n" for pieces in lines]))
-        stream.flush()
+        if stream:  # else this process was given nothing to print to
+            stream.write("".join([paint(pieces) + "\n" for pieces in lines]))
+            stream.flush()
 
     return print_lines
 
@@ -1473,7 +1507,7 @@ def open_listener(host, port):
     """A listening socket, or the ChatError that tells how to get one."""
     try:
         return listen(host, port)
-    except socket.gaierror:
+    except (socket.gaierror, UnicodeError):
         raise ChatError(f"{host} is no address that this computer can find") from None
     except OSError as problem:
         error = problem
@@ -1508,7 +1542,7 @@ class Server:
         self.address = listener.getsockname()[:2]
         self.helper = Helper(room)
         room.wake = self.helper.wake
-        self.guests = set()  # the sockets whose threads run
+        self.guests = set()  # members, and who may become one, whose threads run
         self.stopping = False
         self.warned = -60.0  # when the console was last told that there is no room for more
         self.acceptor = threading.Thread(target=self._accept, name="accept", daemon=True)
@@ -1528,12 +1562,13 @@ class Server:
                 continue
             out.setblocking(False)
             tune(out)
-            self.guests.add(out)
+            guest = Member(out, address[0].replace("::ffff:", ""))
+            self.guests.add(guest)
             try:
                 # Without a Thread object, which would cost each person a quarter more memory.
-                _thread.start_new_thread(self._attend, (out, address[0]))
+                _thread.start_new_thread(self._attend, (guest,))
             except RuntimeError:
-                self.guests.discard(out)
+                self.guests.discard(guest)
                 out.close()
                 self._too_many("no more threads")
 
@@ -1546,11 +1581,11 @@ class Server:
             self.room.flush()
         time.sleep(0.2)
 
-    def _attend(self, out, address):
+    def _attend(self, guest):
         try:
-            read_guest(self.room, out, address.replace("::ffff:", ""), self.rate)
+            read_guest(self.room, guest, self.rate)
         finally:
-            self.guests.discard(out)
+            self.guests.discard(guest)
 
     def stop(self):
         """End the room for everyone: their last line, the recording closed, the threads gone."""
@@ -1563,29 +1598,36 @@ class Server:
             self.listener.shutdown(socket.SHUT_RDWR)
         self.listener.close()
         deadline = time.monotonic() + ENDING_SECONDS + 0.2
-        while self.guests and time.monotonic() < deadline:
-            time.sleep(0.01)
+        while (self.guests or self.room.farewells) and time.monotonic() < deadline:
             self._hurry(time.monotonic() > deadline - 0.3)
+            time.sleep(0.01)
         self.helper.stop()
         if self.room.recording:
             self.room.recording.close()
 
     def _hurry(self, late):
-        # Those who never said hello have no farewell; at the end nobody has.
-        inside = set() if late else {member.out for member in list(self.room.farewells)}
-        for out in self.guests.copy() - inside:
-            with contextlib.suppress(OSError):
-                out.shutdown(socket.SHUT_RDWR)
+        # Who never said hello has no farewell to wait for; at the end nobody has.
+        for guest in self.guests.copy():
+            if late or guest.seat is None:
+                with contextlib.suppress(OSError):
+                    guest.out.shutdown(socket.SHUT_RDWR)
 
 
 class Console:
     """The server's own view of the room: a thread that prints what happened, in batches."""
 
     def __init__(self, room, write):
-        self.room, self.write, self.n = room, write, room.n
+        self.room, self._write, self.n = room, write, room.n
         self.stopped = False
         self.addresses = {}  # seat: where that person came from, until their join is shown
         self.thread = threading.Thread(target=self._run, name="console", daemon=True)
+
+    def write(self, lines):
+        """Print lines of pieces, as long as somebody takes them; the room goes on in any case."""
+        try:
+            self._write(lines)
+        except OSError:
+            silence(sys.stdout)
 
     def stop(self):
         """Print what is left, and end the thread."""
@@ -1594,22 +1636,22 @@ class Console:
         self.thread.join(1.0)  # not longer: a terminal that is held back must not hold the end
 
     def _run(self):
-        while not self.stopped:
+        last = False
+        while not last:
             self.room.spoken.wait()
             time.sleep(0 if self.stopped else CONSOLE_SECONDS)
             self.room.spoken.clear()
-            try:
-                self._show()
-            except OSError:
-                return  # nobody is at the other end of stdout any more; the room goes on
+            last = self.stopped  # read after the clear, or a stop in between would be slept through
+            self._show()
 
     def _show(self):
         lines = []
         for chunk in reversed(self.room.since(self.n)):
-            lines = chunk.data.rsplit(b"\n", CONSOLE_LINES + 1 - len(lines))[-CONSOLE_LINES - 1 + len(lines):-1] + lines
+            lines = chunk.data[:-1].rsplit(b"\n", CONSOLE_LINES)[-CONSOLE_LINES:] + lines
             if len(lines) >= CONSOLE_LINES:
                 break
-        events = [event for event in map(decode_event, map(bytes.decode, lines)) if event["n"] > self.n]
+        events = [decode_event(line.decode()) for line in lines[-CONSOLE_LINES:]]
+        events = [event for event in events if event["n"] > self.n]
         while self.room.arrivals:
             seat, address = self.room.arrivals.popleft()
             self.addresses[seat] = address
@@ -1712,7 +1754,8 @@ def signals_caught(names):
     caught = threading.Event()
     before = {}
     for name in names:
-        if hasattr(signal, name):
+        number = getattr(signal, name, None)
+        if number and (name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN):  # nohup wants that
             before[name] = signal.signal(getattr(signal, name), lambda number, frame: caught.set())
     try:
         yield caught
@@ -1734,8 +1777,7 @@ def serve(host="127.0.0.1", port=PORT, room="chat", log=None, history=HISTORY, r
             raise
         console = Console(server.room, printer(sys.stdout))
         server.start()
-        for line in banner(server.room, server.address, not host):
-            console.write([[("text", line)]])
+        console.write([[("text", line)] for line in banner(server.room, server.address, not host)])
         console.thread.start()
         while not ended.wait(0.5):  # in slices: some systems do not interrupt a longer wait
             pass
@@ -1754,7 +1796,7 @@ class Connection:
     def __init__(self, host, port):
         try:
             self.sock = socket.create_connection((host, port), CONNECT_SECONDS)
-        except socket.gaierror:
+        except (socket.gaierror, UnicodeError):
             raise ChatError(f"{host} is no address that this computer can find") from None
         except OSError as error:
             reason = error.strerror or "no answer"
@@ -1889,7 +1931,7 @@ class Client:
         if self.recording:
             words = ("welcome", "tell", "who", "error")
             news = self.recording.write(b"".join(
-                [line for line, event in fresh if "ev" in event or event["re"] in words]))
+                [line for line, event in fresh if "ev" in event or event.get("re") in words]))
             if news:
                 self.say_here(news)
         for line, event in fresh:
@@ -2206,7 +2248,7 @@ def login_name():
         name = suggest_name(getpass.getuser())
     except (ImportError, KeyError, OSError):
         name = None
-    return f"{name}-1" if name and name_key(name) in RESERVED else name or "guest"
+    return name or "guest"
 
 
 def join(address="", name=None, log=None):
@@ -2291,10 +2333,23 @@ def pace(timed, speed, clock=time.monotonic, sleep=time.sleep):
     due = clock()
     for step, event in timed:
         due += step / speed
-        wait = due - clock()
-        if wait > 0:
-            sleep(wait)
+        while due > clock():
+            sleep(min(due - clock(), 3600.0))  # systems differ in how long they can
         yield event
+
+
+def open_session(file):
+    """Look ahead for the session line; returns (whose recording it is or None, session or None, events)."""
+    # A person's own recording begins with their welcome, whose time the session line explains.
+    events, opening, viewer, session = read_session(file), [], None, None
+    for event in itertools.islice(events, OPENING_LINES):
+        opening.append(event)
+        if event.get("re") == "welcome":
+            viewer = event["you"]
+        if event.get("ev") == "session":
+            session = event
+            break
+    return viewer, session, itertools.chain(opening, events)
 
 
 def replay(path, speed=1.0, max_gap=2.0, instant=False, out=None):
@@ -2306,16 +2361,15 @@ def replay(path, speed=1.0, max_gap=2.0, instant=False, out=None):
     except OSError as error:
         raise ChatError(f"cannot read {path}: {error.strerror}") from None
     with file:
-        # A person's own recording begins with their welcome, whose time the session line explains.
-        session = next((event for event in read_session(file) if event.get("ev") == "session"), None)
+        viewer, session, events = open_session(file)
         if not session:
             raise ChatError(f"{path} is not a recorded session")
-        file.seek(0)
-        viewer, events = None, read_session(file)
         for event in events if instant else pace(cap_silence(events, max_gap), speed):
             if event.get("re") == "welcome" or event.get("ev") == "nick" and event["who"] == viewer:
                 viewer = event.get("you", event.get("name"))
-            show([render(event, session, viewer)])
+            pieces = render(event, session, viewer)
+            if pieces:
+                show([pieces])
 
 
 # === command line =================================================================================
@@ -2444,6 +2498,10 @@ def main(argv=None):
     except BrokenPipeError:
         silence(sys.stdout)  # whoever read it has enough
         return 0
+    except OSError as error:
+        silence(sys.stdout)
+        print(f"{program}: cannot write what is to be shown: {error.strerror}.", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -1,0 +1,292 @@
+"""What tests of a room share: clients that send and expect, servers for them, a wire without a network."""
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+
+import chat
+
+SECONDS = 15  # for anything to arrive; only a failing test waits so long
+
+
+def has(line, fields):
+    """Whether a decoded line has all of these fields."""
+    return all(line.get(field) == value for field, value in fields.items())
+
+
+class Peer:
+    """Somebody at the other end of a socket: sends requests or raw bytes, and hears lines."""
+
+    def __init__(self, server, receive_buffer=None):
+        self.heard = []  # every line so far, as it came
+        host, port = server.address
+        self.sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        self.sock.settimeout(SECONDS)
+        if receive_buffer:  # as small as the system allows, for one who does not read
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.sock.connect((host, port))
+        self.file = self.sock.makefile("rb")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *trouble):
+        self.close()
+
+    def send(self, **request):
+        """Send one request."""
+        self.sock.sendall(chat.encode(request))
+
+    def send_bytes(self, data):
+        """Send just these bytes."""
+        self.sock.sendall(data)
+
+    def say(self, *texts):
+        """Say all of this, as one packet if it is short."""
+        self.sock.sendall(b"".join(chat.encode({"do": "say", "text": text}) for text in texts))
+
+    def hear(self):
+        """The next line, decoded; None at the end of the stream."""
+        try:
+            line = self.file.readline()
+        except socket.timeout:
+            raise AssertionError(f"nothing more came; the last was {self.heard[-3:]}") from None
+        if not line:
+            return None
+        assert line.endswith(b"\n"), f"a torn line: {line[-200:]}"
+        self.heard.append(line)
+        return json.loads(line)
+
+    def until(self, **fields):
+        """All lines up to the one that has these fields, with it."""
+        lines, deadline = [], time.monotonic() + SECONDS
+        while not (lines and has(lines[-1], fields)):
+            line = self.hear()
+            assert line, f"the stream ended without {fields}; the last was {self.heard[-3:]}"
+            assert time.monotonic() < deadline, f"{fields} never came"
+            lines.append(line)
+        return lines
+
+    def expect(self, **fields):
+        """Read on to the line that has these fields; returns it."""
+        return self.until(**fields)[-1]
+
+    def expect_next(self, **fields):
+        """The very next line has these fields; returns it."""
+        line = self.hear()
+        assert line and has(line, fields), f"{fields} expected, {line} came"
+        return line
+
+    def rest(self):
+        """All lines to the end of the stream."""
+        return list(iter(self.hear, None))
+
+    def settle(self):
+        """Wait until all that was sent so far is carried out; returns what came meanwhile."""
+        self.send(do="ping", id=987654321)
+        return self.until(re="pong", id=987654321)[:-1]
+
+    def end_sending(self):
+        """Close this side's half of the connection, and still hear the rest."""
+        self.sock.shutdown(socket.SHUT_WR)
+
+    def reset(self):
+        """Break the connection, as a machine that is switched off or a crashed program does."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER,
+                             struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0))
+        self.close()
+
+    def close(self):
+        """Close the connection without a bye."""
+        self.file.close()
+        self.sock.close()
+
+
+def joined(server, name, **options):
+    """A peer that is in the room and has read everything up to its own join."""
+    peer = Peer(server, **options)
+    try:
+        peer.send(do="hello", name=name)
+        peer.welcome = peer.expect_next(re="welcome")
+        peer.history = peer.until(ev="join", n=peer.welcome["n"] + 1)[:-1]
+    except BaseException:
+        peer.close()
+        raise
+    return peer
+
+
+@contextlib.contextmanager
+def serving(room=None, rate=0, host="127.0.0.1"):
+    """A server in this process on a free port; that one of its threads dies fails the test."""
+    died, hooks = [], (sys.unraisablehook, threading.excepthook)
+    sys.unraisablehook = threading.excepthook = lambda trouble: died.append(repr(trouble.exc_value))
+    server = chat.Server(room or chat.Room("lab"), chat.listen(host, 0), rate)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+        sys.unraisablehook, threading.excepthook = hooks
+    assert not died, f"a thread of the server died: {died}"
+
+
+def wait_for(true, what):
+    """Wait until true() is; only for what no line tells."""
+    deadline = time.monotonic() + SECONDS
+    while not true():
+        assert time.monotonic() < deadline, f"never happened: {what}"
+        time.sleep(0.005)
+
+
+class Output:
+    """What a process prints, read by a thread of its own so that the process never waits for us."""
+
+    def __init__(self, stream):
+        self.stream, self.lines = stream, []
+        self.thread = threading.Thread(target=self._read, daemon=True)
+        self.thread.start()
+
+    def _read(self):
+        for line in self.stream:
+            self.lines.append(line)
+
+    def expect(self, pattern):
+        """Wait for a line that matches; returns the match."""
+        deadline, alive = time.monotonic() + SECONDS, True
+        while alive and time.monotonic() < deadline:
+            alive = self.thread.is_alive()
+            for line in list(self.lines):
+                match = re.search(pattern, line)
+                if match:
+                    return match
+            time.sleep(0.005)
+        raise AssertionError(f"{pattern} was never printed; the last was {self.lines[-5:]}")
+
+    def text(self):
+        """All of it; waits for the end."""
+        self.thread.join(SECONDS)
+        return "".join(self.lines)
+
+
+# Run before chat.py: what an unlucky system lacks is taken away. The rest of the arguments is the program.
+BARE_SYSTEM = """
+import sys
+sys.modules["fcntl"] = sys.modules["resource"] = None
+import os, select, signal
+for module, names in ((select, "epoll kqueue poll devpoll"), (signal, "SIGHUP"),
+                      (os, "sched_setaffinity sched_getaffinity")):
+    for name in names.split():
+        if hasattr(module, name):
+            delattr(module, name)
+import socket
+if hasattr(socket, "SO_REUSEPORT"):
+    del socket.SO_REUSEPORT
+socket.has_dualstack_ipv6 = lambda: False
+import runpy
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+class Served:
+    """`python chat.py serve --port 0 ...` in a process of its own, once it listens."""
+
+    def __init__(self, *options, python=sys.executable, bare=False, **settings):
+        program = [python, "-c", BARE_SYSTEM, chat.__file__] if bare else [python, chat.__file__]
+        self.process = subprocess.Popen(
+            [*program, "serve", "--port", "0", *map(str, options)], stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
+            env={**os.environ, "PYTHONIOENCODING": "utf-8"}, **settings)
+        self.console, self.errors = Output(self.process.stdout), Output(self.process.stderr)
+        try:
+            host, port = self.console.expect(r"room .* listens on (.+):(\d+)$").groups()
+            self.console.expect("Ctrl.C ends the room")
+        except BaseException:
+            self.close()
+            raise
+        self.address = "127.0.0.1" if "all" in host else host.strip("[]"), int(port)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *trouble):
+        self.close()
+        assert "Traceback" not in self.errors.text(), self.errors.text()
+
+    def interrupt(self, number=signal.SIGINT):
+        """Ask it to end, as Ctrl+C does."""
+        self.process.send_signal(number)
+
+    def end(self):
+        """Ask it to end and wait for it; returns its exit code. Slow while clients stay connected."""
+        self.interrupt()
+        return self.process.wait(SECONDS)
+
+    def close(self):
+        """Kill it if it still runs."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        for output in (self.console, self.errors):
+            output.thread.join(SECONDS)
+            output.stream.close()
+
+
+class Wire:
+    """What a room sends on, without a network: like a non-blocking socket with so much space."""
+
+    def __init__(self, space=None):
+        self.space = space  # in bytes; None takes everything
+        self.data, self.sends = bytearray(), 0
+        self.ended = None  # how it was shut down
+        self.closed = self.broken = False
+
+    def send(self, data):
+        assert not self.closed, "sent on a closed socket, whose number may be a stranger's by now"
+        if self.broken:
+            raise ConnectionResetError
+        assert self.ended is None, "sent after the end"
+        count = len(data) if self.space is None else min(len(data), self.space)
+        if not count:
+            raise BlockingIOError
+        if self.space is not None:
+            self.space -= count
+        self.data += data[:count]
+        self.sends += 1
+        return count
+
+    def shutdown(self, how):
+        self.ended = how
+
+    def close(self):
+        self.closed = True
+
+    def lines(self):
+        """What was taken so far, decoded; the last line is whole too."""
+        assert not self.data or self.data.endswith(b"\n"), f"a torn line: {self.data[-200:]}"
+        return [json.loads(line) for line in self.data.splitlines()]
+
+
+class Tape:
+    """A recording that only keeps what it is given."""
+
+    failing = False
+
+    def __init__(self):
+        self.data = bytearray()
+
+    def write(self, lines):
+        self.data += lines
+
+    def lines(self):
+        return self.data.splitlines(True)
+
+    def close(self):
+        pass

@@ -1,0 +1,688 @@
+"""The doors: what requests, mistakes, leaving in every way, haste, sloth and malice do, over real sockets."""
+import contextlib
+import json
+import random
+import socket
+import threading
+
+import pytest
+
+import chat
+from helpers import Peer, Served, Wire, joined, serving, wait_for
+
+
+@pytest.fixture
+def server():
+    with serving() as server:
+        yield server
+
+
+def packet(*requests):
+    """Requests as the bytes of one packet."""
+    return b"".join(map(chat.encode, requests))
+
+
+HELLO = packet({"do": "hello", "name": "bob"})
+SYNC = packet({"do": "ping", "id": 1234567})
+
+
+def ask(peer, data):
+    """Send these bytes; returns the lines that come until all is carried out."""
+    peer.send_bytes(data + SYNC)
+    return peer.until(re="pong", id=1234567)[:-1]
+
+
+def without_times(lines):
+    return [{key: value for key, value in line.items() if key not in ("t", "start") and
+             (key, line.get("ev")) != ("id", "session")} for line in lines]
+
+
+# --- requests ---
+
+
+def test_say_me_and_nick_are_told_to_everyone(server):
+    with joined(server, "ann") as ann, joined(server, "bob") as bob:
+        bob.send(do="say", text="привет 😀", id=1)
+        bob.send(do="me", text="waves")
+        bob.send(do="nick", name="rob")
+        bob.send(do="say", text="hi")
+        for peer in (ann, bob):
+            assert peer.expect(ev="say", who="bob", text="привет 😀", id=1)
+            assert peer.expect_next(ev="me", who="bob", text="waves")
+            assert peer.expect_next(ev="nick", who="bob", name="rob")
+            assert peer.expect_next(ev="say", who="rob", text="hi")
+
+
+def test_who_and_ping_are_answered(server):
+    with joined(server, "ann"), joined(server, "bob") as bob:
+        bob.send(do="who")
+        bob.expect_next(re="who", people=["ann", "bob"])
+        bob.send(do="ping")
+        bob.expect_next(re="pong")
+
+
+def test_a_private_line_is_between_two(server):
+    with joined(server, "ann") as ann, joined(server, "bob") as bob, joined(server, "eve") as eve:
+        bob.send(do="tell", to="ANN", text="psst")
+        ann.expect(re="tell", who="bob", to="ann", text="psst")
+        bob.expect(re="tell", who="bob", to="ann", text="psst")
+        eve.settle()
+        assert b"psst" not in b"".join(eve.heard)
+
+
+def test_unknown_fields_are_ignored(server):
+    with joined(server, "bob") as bob:
+        bob.send(do="say", text="hi", colour="red", n=99, who="ann")
+        line = bob.expect_next(ev="say", n=2, who="bob", text="hi")
+        assert list(line) == ["ev", "n", "t", "who", "text"]
+
+
+def test_a_second_hello_is_refused(server):
+    with joined(server, "bob") as bob:
+        bob.send(do="hello", name="rob", id=3)
+        bob.expect_next(re="error", id=3, text="you are in the room already")
+
+
+def test_what_follows_the_hello_in_the_same_packet_is_carried_out(server):
+    with Peer(server) as bob:
+        bob.send_bytes(HELLO + packet({"do": "say", "text": "at once"}))
+        bob.expect(ev="say", who="bob", text="at once")
+
+
+def test_lines_in_every_json_notation_are_understood(server):
+    with joined(server, "bob") as bob:
+        bob.send_bytes(b' { "text" : "\\u043f\\ud83d\\ude00" ,\t"do":"say" } \r\n')
+        bob.expect_next(ev="say", text="п😀")
+
+
+DIALOGUE = [
+    {"do": "say", "text": "nobody hears this"},
+    {"do": "hello", "name": "all", "id": 1},
+    {"do": "hello", "name": "bob", "id": 2},
+    {"do": "say", "text": "привет 😀", "id": 3},
+    {"do": "me", "text": "waves", "id": 4},
+    {"do": "who", "id": 5},
+    {"do": "dance", "id": 6},
+    {"do": "tell", "to": "bob", "text": "psst", "id": 7},
+    {"do": "nick", "name": "rob", "id": 8},
+    {"do": "say", "text": "", "id": 9},
+    {"do": "say", "text": "x" * 5000, "id": 10},
+    {"do": "say", "text": "ж" * 4000, "id": 11},
+    {"do": "ping", "id": 12},
+    {"do": "ping", "junk": "я" * 40_000, "id": 13},  # over 64 KiB in bytes, though not in characters
+    {"do": "nick", "name": "a b", "id": 14},
+    {"do": "bye"},
+    {"do": "say", "text": "too late"},
+]
+
+
+def dialogue_cut_by(cut):
+    """What the dialogue brings, when it is sent in these pieces: (events, replies)."""
+    with serving() as server, Peer(server) as peer:
+        for piece in cut(packet(*DIALOGUE)):
+            peer.send_bytes(piece)
+        lines = without_times(peer.rest())
+    return [line for line in lines if "ev" in line], [line for line in lines if "re" in line]
+
+
+def pieces_of(size):
+    return lambda data: [data[start:start + size] for start in range(0, len(data), size)]
+
+
+def pieces_by_chance(data):
+    chance = random.Random(1)
+    while data:
+        size = chance.choice([1, 2, 10, 100, 1000, 10_000])
+        yield data[:size]
+        data = data[size:]
+
+
+@pytest.fixture(scope="module")
+def line_by_line():
+    return dialogue_cut_by(lambda data: data.splitlines(True))
+
+
+@pytest.mark.parametrize("cut", [lambda data: [data], pieces_of(1000), pieces_of(3), pieces_by_chance],
+                         ids=["all in one packet", "in pieces of 1,000", "in pieces of 3", "in pieces by chance"])
+def test_how_the_bytes_arrive_makes_no_difference(line_by_line, cut):
+    assert dialogue_cut_by(cut) == line_by_line
+
+
+def test_the_dialogue_goes_as_it_should(line_by_line):
+    events, replies = line_by_line
+    assert [(line["ev"], line.get("id")) for line in events] == [
+        ("session", None), ("join", None), ("say", 3), ("me", 4), ("nick", 8), ("say", 11), ("leave", None)]
+    assert [(line["re"], line.get("code"), line.get("id")) for line in replies] == [
+        ("error", "not-yet", None), ("error", "bad-name", 1), ("welcome", None, 2), ("who", None, 5),
+        ("error", "bad-line", 6), ("tell", None, 7), ("error", "bad-line", 9), ("error", "too-long", 10),
+        ("pong", None, 12), ("error", "too-long", None), ("error", "bad-name", 14)]
+
+
+def test_one_byte_at_a_time(server):
+    with Peer(server) as bob:
+        for byte in HELLO + packet({"do": "say", "text": "привет"}):
+            bob.send_bytes(bytes([byte]))
+        bob.expect(ev="say", text="привет")
+
+
+# --- ids ---
+
+
+@pytest.mark.parametrize("request_, answer", [
+    ({"do": "say", "text": "hi"}, {"ev": "say"}),
+    ({"do": "me", "text": "waves"}, {"ev": "me"}),
+    ({"do": "nick", "name": "rob"}, {"ev": "nick"}),
+    ({"do": "tell", "to": "ann", "text": "psst"}, {"re": "tell"}),
+    ({"do": "tell", "to": "bob", "text": "psst"}, {"re": "tell"}),
+    ({"do": "who"}, {"re": "who"}),
+    ({"do": "ping"}, {"re": "pong"}),
+    ({"do": "hello", "name": "rob"}, {"re": "error", "code": "bad-line"}),
+    ({"do": "say"}, {"re": "error", "code": "bad-line"}),
+    ({"do": "say", "text": " "}, {"re": "error", "code": "bad-line"}),
+    ({"do": "say", "text": "x" * 4001}, {"re": "error", "code": "too-long"}),
+    ({"do": "tell", "to": "nobody", "text": "psst"}, {"re": "error", "code": "nobody"}),
+    ({"do": "tell", "text": "psst"}, {"re": "error", "code": "bad-line"}),
+    ({"do": "nick", "name": "ANN"}, {"re": "error", "code": "name-taken"}),
+    ({"do": "nick", "name": "all"}, {"re": "error", "code": "bad-name"}),
+    ({"do": "nick"}, {"re": "error", "code": "bad-line"}),
+], ids=lambda value: json.dumps(value)[:40])
+@pytest.mark.parametrize("id", [0, 2**53 - 1])
+def test_an_id_comes_back_on_exactly_one_line(server, request_, answer, id):
+    with joined(server, "ann") as ann, joined(server, "bob") as bob:
+        lines = ask(bob, packet({**request_, "id": id}))
+        (line,) = [line for line in lines if line.get("id") == id]
+        assert {key: line.get(key) for key in answer} == answer
+        if "re" in answer:
+            assert not any(line.get("id") == id for line in ask(ann, b""))
+
+
+def test_the_id_of_a_bye_comes_back_on_the_leave(server):
+    with joined(server, "bob") as bob:
+        bob.send(do="bye", id=7)
+        assert [(line["ev"], line["id"]) for line in bob.rest()] == [("leave", 7)]
+
+
+@pytest.mark.parametrize("request_, code", [
+    ({"do": "hello", "name": "ANN"}, "name-taken"), ({"do": "hello", "name": "all"}, "bad-name"),
+    ({"do": "hello"}, "bad-line"), ({"do": "say", "text": "hi"}, "not-yet"), ({"do": "ping"}, "not-yet"),
+    ({"do": "say", "text": ""}, "bad-line")], ids=lambda value: json.dumps(value)[:40])
+def test_an_id_comes_back_before_the_hello_too(server, request_, code):
+    with joined(server, "ann"), Peer(server) as bob:
+        bob.send(id=5, **request_)
+        bob.expect_next(re="error", code=code, id=5)
+        bob.send(do="hello", name="bob", id=6)
+        bob.expect_next(re="welcome", id=6)
+
+
+@pytest.mark.parametrize("id", ["-1", "9007199254740992", "1.0", "true", '"1"', "[]", "1e3", "NaN", "1" * 5000])
+def test_what_is_no_id_is_refused(server, id):
+    with joined(server, "bob") as bob:
+        (line,) = ask(bob, b'{"do":"say","text":"hi","id":%s}\n' % id.encode())
+        assert (line["re"], line["code"], "id" in line) == ("error", "bad-line", False)
+
+
+# --- mistakes ---
+
+
+BAD_LINES = {
+    "words": (b"hello?", "bad-line"),
+    "an empty line": (b"", "bad-line"),
+    "a list": (b'["do","say"]', "bad-line"),
+    "a string": (b'"say"', "bad-line"),
+    "nothing asked": (b"{}", "bad-line"),
+    "an unknown request": (b'{"do":"dance"}', "bad-line"),
+    "a request that is a list": (b'{"do":["say"],"text":"hi"}', "bad-line"),
+    "two objects": (b'{"do":"ping"}{"do":"ping"}', "bad-line"),
+    "half an object": (b'{"do":"ping"', "bad-line"),
+    "deep nesting": (b'{"do":"ping","x":' + b"[" * 30_000 + b"]" * 30_000 + b"}", "bad-line"),
+    "no text": (b'{"do":"say"}', "bad-line"),
+    "a number as text": (b'{"do":"say","text":5}', "bad-line"),
+    "an empty text": (b'{"do":"say","text":""}', "bad-line"),
+    "a blank text": ('{"do":"say","text":" \u3000 \\n"}'.encode(), "bad-line"),
+    "a NUL": (b'{"do":"say","text":"a\\u0000b"}', "bad-line"),
+    "half a character": (b'{"do":"say","text":"\\ud83d"}', "bad-line"),
+    "bytes that are no text": (b'{"do":"say","text":"\xff"}', "bad-line"),
+    "half a character in a name": (b'{"do":"nick","name":"\\udc00x"}', "bad-line"),
+    "half a character in a reader": (b'{"do":"tell","to":"\\udc00x","text":"hi"}', "bad-line"),
+    "4,001 characters": (packet({"do": "say", "text": "ж" * 4001})[:-1], "too-long"),
+    "61 rows": (packet({"do": "say", "text": "row\n" * 60 + "row"})[:-1], "too-long"),
+    "a line of 64 KiB and a byte": (b'{"do":"ping","x":"%s"}' % (b"x" * (65537 - 20)), "too-long"),
+    "a line of a megabyte": (b'{"do":"ping","x":"%s"}' % (b"x" * 1_000_000), "too-long"),
+    "a line of 80,000 bytes that are fewer characters":
+        (b'{"do":"ping","x":"%s"}' % ("я" * 40_000).encode(), "too-long"),
+}
+
+
+@pytest.mark.parametrize("line, code", BAD_LINES.values(), ids=BAD_LINES.keys())
+def test_a_line_that_makes_no_sense_is_answered_and_the_next_one_carried_out(server, line, code):
+    with joined(server, "ann") as ann, joined(server, "bob") as bob:
+        (error,) = ask(bob, line + b"\n")
+        assert (error["re"], error["code"]) == ("error", code)
+        assert error["text"] and list(error)[:4] == ["re", "t", "code", "text"]
+        bob.say("and on")
+        bob.expect(ev="say", text="and on")
+        assert [line["text"] for line in ann.until(text="and on") if "text" in line] == ["and on"]
+
+
+def test_the_longest_line_is_carried_out(server):
+    with joined(server, "bob") as bob:
+        line = b'{"do":"ping","id":8,"x":"%s"}\n'
+        line %= b"x" * (65536 + 1 - len(line) + 2)
+        assert len(line) == 65536 + 1
+        bob.send_bytes(line)
+        bob.expect_next(re="pong", id=8)
+
+
+@pytest.mark.parametrize("name, free", [("ann", "ann-2"), ("ＡＮＮ", "ＡＮＮ-2"), ("a b", "a_b"), ("!bob!", "bob"),
+                                        ("x" * 40, "x" * 32)])
+def test_a_name_that_cannot_be_had_is_answered_with_a_free_one(server, name, free):
+    with joined(server, "ann"), Peer(server) as bob:
+        bob.send(do="hello", name=name)
+        error = bob.expect_next(re="error", name=free)
+        assert error["code"] in ("name-taken", "bad-name")
+        bob.send(do="hello", name=error["name"])
+        bob.expect_next(re="welcome", you=free)
+
+
+@pytest.mark.parametrize("name", ["", " ", "Server", "ADMIN", "ｅｖｅｒｙｏｎｅ", "a" + "\u0301" * 4, "…"])
+def test_a_name_that_nothing_is_left_of_is_refused(server, name):
+    with Peer(server) as bob:
+        bob.send(do="hello", name=name)
+        error = bob.expect_next(re="error", code="bad-name")
+        assert "name" not in error
+
+
+def test_a_full_room_says_so_and_can_be_tried_again():
+    with serving(chat.Room("lab", max_people=1)) as server, joined(server, "ann") as ann, Peer(server) as bob:
+        bob.send(do="hello", name="bob", id=1)
+        bob.expect_next(re="error", code="full", id=1, text="this room is full: 1 people")
+        ann.send(do="bye")
+        ann.rest()
+        bob.send(do="hello", name="bob")
+        bob.expect_next(re="welcome", people=["bob"])
+
+
+# --- too many mistakes ---
+
+
+def test_19_refused_lines_are_forgiven(server):
+    with Peer(server) as bob:
+        bob.send_bytes(b"nonsense\n" * 19 + HELLO)
+        assert len(bob.until(re="welcome")) == 20
+        assert len(ask(bob, b"nonsense\n" * 19)) == 2 + 19  # the session line and the own join came first
+
+
+def test_the_20th_refused_line_before_the_hello_closes_that_connection_only(server):
+    with joined(server, "ann") as ann, Peer(server) as bob:
+        bob.send_bytes(b"GET / HTTP/1.1\n" * 20)
+        errors = bob.rest()
+        assert len(errors) == 20 and errors[-1]["code"] == "bad-line"
+        assert ask(ann, b"") == []
+
+
+def test_the_last_answer_arrives_even_if_more_nonsense_was_under_way(server):
+    with Peer(server) as bob:
+        bob.send_bytes(b"nonsense\n" * 20 + b"x" * 1_000_000)
+        assert len(bob.rest()) == 20
+
+
+def twenty_at_once(bob):
+    bob.send_bytes(b"nonsense\n" * 20)
+
+
+def twenty_one_by_one(bob):
+    for _ in range(19):
+        bob.send_bytes(b"nonsense\n")
+        bob.expect_next(re="error", code="bad-line")
+    bob.send_bytes(b"nonsense\n")
+
+
+@pytest.mark.parametrize("send", [twenty_at_once, twenty_one_by_one])
+def test_the_20th_refused_line_of_a_member_removes_it_only(server, send):
+    with joined(server, "ann") as ann, joined(server, "bob") as bob:
+        send(bob)
+        lines = bob.rest()
+        assert sum(line.get("code") == "bad-line" for line in lines) == (20 if send is twenty_at_once else 1)
+        assert lines[-2]["ev"] == "leave" and lines[-2]["why"] == "kicked"
+        assert (lines[-1]["code"], lines[-1]["text"]) == ("kicked", "20 of your lines could not be understood")
+        ann.expect(ev="leave", who="bob", why="kicked", text=lines[-1]["text"])
+        assert ask(ann, b"") == []
+
+
+def test_refused_names_count_as_well(server):
+    with joined(server, "ann"), Peer(server) as bob:
+        bob.send_bytes(packet({"do": "hello", "name": "ann"}) * 25)
+        assert len(bob.rest()) == 20
+
+
+def test_one_who_never_says_hello_is_let_go(server, monkeypatch):
+    monkeypatch.setattr(chat, "HELLO_SECONDS", 0.1)
+    with Peer(server) as bob:
+        assert bob.rest() == []
+
+
+# --- leaving ---
+
+
+def test_bye_brings_the_own_leave_and_the_end_of_the_stream(server):
+    with joined(server, "ann") as ann, joined(server, "bob") as bob:
+        bob.send(do="bye")
+        assert [(line["ev"], line["who"], line["why"]) for line in bob.rest()] == [("leave", "bob", "left")]
+        ann.expect(ev="leave", who="bob", why="left")
+
+
+def test_what_was_asked_before_the_bye_is_answered(server):
+    with joined(server, "bob") as bob:
+        bob.send_bytes(packet({"do": "ping", "id": 1}, {"do": "say", "text": ""}, {"do": "say", "text": "so long"},
+                              {"do": "bye"}))
+        lines = bob.rest()
+        assert lines[-1]["ev"] == "leave"
+        assert sorted(line.get("ev") or line["re"] for line in lines[:-1]) == ["error", "pong", "say"]
+
+
+def test_what_follows_the_bye_is_not_carried_out(server):
+    with joined(server, "ann") as ann, joined(server, "bob") as bob:
+        bob.send_bytes(packet({"do": "bye"}, {"do": "say", "text": "too late"}, {"do": "ping"}))
+        assert [line.get("ev") for line in bob.rest()] == ["leave"]
+        assert "too late" not in json.dumps(ask(ann, b""))
+
+
+def test_the_end_of_the_stream_without_a_bye_is_a_leave(server):
+    with joined(server, "ann") as ann:
+        joined(server, "bob").close()
+        ann.expect(ev="leave", who="bob", why="left")
+
+
+def test_a_broken_connection_is_a_loss(server):
+    with joined(server, "ann") as ann:
+        joined(server, "bob").reset()
+        ann.expect(ev="leave", who="bob", why="lost")
+
+
+def test_a_connection_that_breaks_while_it_is_sent_to_is_a_loss(server):
+    def broken(data):
+        raise ConnectionResetError
+
+    with joined(server, "ann") as ann, joined(server, "bob"):
+        with server.room.baton:
+            (bob,) = [member for member in server.room.instep if member.name == "bob"]
+            server.room.instep[bob] = broken
+        ann.say("are you there?")
+        ann.expect(ev="leave", who="bob", why="lost")
+
+
+def test_one_who_only_stopped_sending_is_given_all_up_to_its_leave(server):
+    with joined(server, "ann"), joined(server, "bob") as bob:
+        bob.say(*map(str, range(100)))
+        bob.end_sending()
+        lines = bob.rest()
+        assert [line["text"] for line in lines[:-1]] == [str(number) for number in range(100)]
+        assert (lines[-1]["ev"], lines[-1]["why"]) == ("leave", "left")
+
+
+def test_one_who_stopped_sending_and_reads_late_is_given_all_up_to_its_leave(server):
+    count = 500  # 6 MB: more than the system keeps for a reader, less than the room does
+    with joined(server, "ann") as ann, joined(server, "bob", receive_buffer=4096) as bob:
+        for number in range(count):
+            bob.send(do="say", text="ж" * 3990 + str(number))
+        bob.end_sending()
+        ann.expect(ev="leave", who="bob", why="left")
+        lines = bob.rest()
+        assert [line["text"][3990:] for line in lines[:-1]] == [str(number) for number in range(count)]
+        assert lines[-1]["ev"] == "leave"
+
+
+def test_a_line_without_its_end_is_no_line(server):
+    with joined(server, "bob") as bob:
+        bob.send_bytes(packet({"do": "say", "text": "half a line"})[:-1])
+        bob.end_sending()
+        assert [line["ev"] for line in bob.rest()] == ["leave"]
+
+
+def test_a_name_is_free_as_soon_as_the_leave_was_told(server):
+    with joined(server, "ann") as ann:
+        for _ in range(5):
+            with joined(server, "bob"):
+                pass
+            ann.expect(ev="leave", who="bob")
+
+
+def test_one_who_left_and_does_not_close_is_let_go(server, monkeypatch):
+    monkeypatch.setattr(chat, "FAREWELL_SECONDS", 0.1)
+    with joined(server, "bob") as bob:
+        bob.send(do="bye")
+        bob.rest()
+        wait_for(lambda: not server.guests, "the connection's thread has ended")
+
+
+# --- haste ---
+
+
+class Clock:
+    def __init__(self, monkeypatch):
+        self.now = 100.0
+        monkeypatch.setattr(chat.time, "monotonic", lambda: self.now)
+
+
+def test_the_allowance_takes_a_burst_and_then_the_rate(monkeypatch):
+    clock = Clock(monkeypatch)
+    allowance = chat.Allowance(50)
+    assert allowance.spend(200) == 0
+    assert allowance.spend(1) == pytest.approx(1 / 50)
+    assert allowance.spend(49) == pytest.approx(1)
+    clock.now += 1
+    assert allowance.spend(0) == 0
+    clock.now += 2
+    assert allowance.spend(100) == 0
+    assert allowance.spend(50) == pytest.approx(1)
+
+
+def test_the_allowance_does_not_grow_over_a_burst(monkeypatch):
+    clock = Clock(monkeypatch)
+    allowance = chat.Allowance(50)
+    clock.now += 3600
+    assert allowance.spend(200) == 0
+    assert allowance.spend(50) == pytest.approx(1)
+
+
+def test_a_who_costs_by_the_people_it_lists():
+    room = chat.Room()
+    for number in range(250):
+        room.join(chat.Member(Wire()), f"m{number}")
+    assert chat._cost(room, ['{"do":"who"}', '{"do":"ping"}', None]) == 3 + 2
+
+
+def test_beyond_the_limit_lines_come_later_but_all_and_in_order():
+    with serving(rate=100) as server, joined(server, "bob") as bob:
+        bob.say(*map(str, range(550)))
+        lines = [bob.expect_next(ev="say", text=str(number)) for number in range(550)]
+        assert lines[-1]["t"] - lines[0]["t"] >= 0.49  # a burst is 400, and the last 100 may come together
+
+
+def test_a_hasty_one_holds_up_nobody_else():
+    with serving(rate=100) as server, joined(server, "ann") as ann, joined(server, "bob") as bob:
+        bob.say(*map(str, range(600)))
+        ann.expect(ev="say", text="399")
+        ann.say("in between")
+        bob.expect(ev="say", text="in between")
+        bob.expect(ev="say", text="599")
+
+
+def test_whos_of_a_crowd_are_slowed_down_as_well(monkeypatch):
+    monkeypatch.setattr(chat, "WHO_PEOPLE", 1)
+    with serving(rate=50) as server, joined(server, "ann"), joined(server, "bob") as bob:
+        bob.send_bytes(packet({"do": "who"}) * 80)  # three requests' worth each: 40 over the burst
+        answers = [bob.expect_next(re="who") for _ in range(80)]
+        bob.send(do="ping")
+        assert bob.expect_next(re="pong")["t"] - answers[0]["t"] >= 0.79
+
+
+def test_who_sends_far_ahead_of_the_limit_is_removed_and_told_so():
+    with serving(rate=1) as server, joined(server, "ann") as ann, joined(server, "bob") as bob:
+        bob.send_bytes(packet({"do": "ping"}) * 100)
+        lines = bob.rest()
+        assert (lines[-1]["re"], lines[-1]["code"]) == ("error", "kicked")
+        assert lines[-1]["text"] == "you sent more than 60 seconds ahead of the limit"
+        ann.expect(ev="leave", who="bob", why="kicked")
+
+
+def test_a_limit_of_0_is_none(server):
+    with joined(server, "bob") as bob:
+        bob.say(*map(str, range(5000)))
+        bob.expect(ev="say", text="4999")
+
+
+# --- sloth ---
+
+
+def test_one_who_never_reads_stops_nobody_and_is_cut(server, monkeypatch):
+    monkeypatch.setattr(chat, "LAG_BYTES", 1 << 18)
+    with joined(server, "ann") as ann, joined(server, "bob", receive_buffer=4096) as bob, \
+            joined(server, "eve") as eve:
+        told, number = [], 0
+        while not any(line["ev"] == "leave" for line in told):
+            assert number < 2000, "bob was not cut"
+            ann.say("ж" * 3990 + str(number))
+            told = ann.until(text="ж" * 3990 + str(number))
+            number += 1
+        assert [line["why"] for line in told if line["ev"] == "leave"] == ["slow"]
+        ann.say("all well?")
+        said = [line["text"] for line in eve.until(text="all well?") if line["ev"] == "say"]
+        assert [text[3990:] for text in said[:-1]] == [str(n) for n in range(number)], "the others lose nothing"
+        lines = bob.rest()
+        assert (lines[-1]["re"], lines[-1]["code"]) == ("error", "slow")
+        given = [line["n"] for line in lines[:-1] if line.get("ev") == "say"]
+        assert given == list(range(given[0], given[0] + len(given)))
+
+
+@pytest.mark.parametrize("places", [None, 0], ids=["waited for", "tried at intervals"])
+def test_one_who_reads_late_is_given_everything(server, places):
+    if places is not None:
+        server.helper.places = places
+    with joined(server, "ann") as ann, joined(server, "bob", receive_buffer=4096) as bob:
+        for number in range(400):  # 5 MB
+            ann.say("ж" * 3990 + str(number))
+            ann.expect(ev="say")
+        assert server.room.lagging
+        bob.send(do="tell", to="ann", text="psst")
+        ann.expect(re="tell")
+        said = [line["text"][3990:] for line in bob.until(re="tell") if line.get("ev") == "say"]
+        assert said == [str(number) for number in range(400)]
+        wait_for(lambda: not server.room.lagging, "bob is in step again")
+
+
+# --- malice ---
+
+
+VALID = [packet(request) for request in (
+    {"do": "hello", "name": "mallory"}, {"do": "say", "text": "hi \\ \" 😀"}, {"do": "me", "text": "x", "id": 5},
+    {"do": "tell", "to": "ann", "text": "psst"}, {"do": "nick", "name": "юля"}, {"do": "who", "id": 1},
+    {"do": "ping"}, {"do": "say", "text": "\n\t\x1b[2J\u202e" * 10, "extra": [[], {}, None, 1e5]})]
+TOKENS = [b'"', b"{", b"}", b"[" * 40, b"]", b"\\", b"\\u", b"\\ud800", b"\0", b"\n", b"\r", b",", b":", b"1e999", b"-",
+          b"NaN", b"9" * 400, b"\xff", b"\xef\xbb\xbf", b'"do":', b'"id":', b'"name":', b"null", b'{"do":"bye"}']
+
+
+def mutated(chance):
+    """A request with something wrong, or just bytes."""
+    if chance.random() < 0.15:
+        return bytes(chance.randrange(256) for _ in range(chance.randrange(200))) + b"\n"
+    line = bytearray(chance.choice(VALID))
+    for _ in range(chance.randint(0, 4)):
+        at, kind = chance.randrange(len(line)), chance.randrange(4)
+        if kind == 0:
+            line[at] = chance.randrange(256)
+        elif kind == 1:
+            line[at:at] = chance.choice(TOKENS)
+        elif kind == 2:
+            del line[at:at + chance.randint(1, 10)]
+        else:
+            line[at:at] = line[at:at + 20] * chance.randint(1, 5)
+        line = line or bytearray(b"\n")
+    return bytes(line)
+
+
+def attack(server, seed, lines):
+    """Send so many hostile lines, over as many connections as it takes."""
+    chance = random.Random(seed)
+    while lines:
+        with contextlib.suppress(OSError), Peer(server) as peer:
+            peer.sock.settimeout(0.0)
+            while lines:
+                with contextlib.suppress(BlockingIOError):
+                    while peer.sock.recv(65536):
+                        pass
+                    break
+                lines -= 1
+                with contextlib.suppress(BlockingIOError):
+                    peer.sock.send(HELLO[:-6] + b'%d"}\n' % seed if chance.random() < 0.1 else mutated(chance))
+
+
+def test_hostile_lines_trouble_nobody_who_talks():
+    with Served("--rate", "0") as server:
+        canaries = [joined(server, "ann"), joined(server, "bob")]
+        attackers = [threading.Thread(target=attack, args=(server, seed, 500)) for seed in range(4)]
+        for attacker in attackers:
+            attacker.start()
+        number = 0
+        while number < 100 or any(attacker.is_alive() for attacker in attackers):
+            for who in (0, 1):
+                canaries[who].say(f"canary {who} {number}")
+                for canary in canaries:
+                    canary.expect(ev="say", who=("ann", "bob")[who], text=f"canary {who} {number}")
+            number += 1
+        for canary in canaries:
+            said = [json.loads(line)["text"] for line in canary.heard if b'"text":"canary' in line]
+            assert said == [f"canary {who} {n}" for n in range(number) for who in (0, 1)][-len(said):]
+            canary.close()
+        assert server.end() == 0
+        assert server.errors.text() == ""
+
+
+@pytest.mark.parametrize("line", [
+    b'"' + b'\\"' * 32_000 + b"[" * 40,
+    b'{"do":"say","text":"' + b'\\"' * 32_000 + b"[" * 40,
+    b'{"do":"say","text":"' + b"\\\\" * 32_000 + b"[" * 40,
+    b'""' * 32_000 + b"[" * 40,
+    b'{"do":"ping","x":' + b"-" * 60_000,
+    b'{"do":"ping","x":' + b"1" * 65_000 + b"}",
+], ids=["escaped quotes", "in a text", "backslashes", "empty strings", "minus signs", "a huge number"])
+def test_no_line_is_so_tricky_that_it_holds_up_the_others(server, line):
+    with joined(server, "ann") as ann, joined(server, "bob") as bob:
+        bob.send_bytes((line + b"\n") * 15)
+        ann.say("hello?")  # must be heard in the time that anything may take
+        ann.expect(ev="say", text="hello?")
+        errors = ask(bob, b"")
+        assert sum(line.get("re") == "error" for line in errors) == 15
+
+
+@pytest.mark.parametrize("request_", [{"do": "hello"}, {"do": "nick"}, {"do": "tell", "text": "psst"}],
+                         ids=lambda request: request["do"])
+def test_what_is_too_long_to_be_a_name_is_not_normalized(server, monkeypatch, request_):
+    # Sorting the marks of one letter takes time that grows with the square of their number.
+    lengths, normalize = [], chat.unicodedata.normalize
+    monkeypatch.setattr(chat.unicodedata, "normalize",
+                        lambda form, text: lengths.append(len(text)) or normalize(form, text))
+    name = "a" + "\u0301\u0323" * 500
+    with Peer(server) if request_["do"] == "hello" else joined(server, "bob") as bob:
+        bob.send(id=5, name=name, to=name, **request_)
+        assert bob.expect(re="error", id=5)["code"] in ("bad-name", "nobody")
+        assert max(lengths, default=0) < 500
+
+
+def test_a_crowd_that_connects_and_says_nothing_holds_up_nobody(server):
+    with contextlib.ExitStack() as stack:
+        for _ in range(100):
+            stack.enter_context(socket.create_connection(server.address))
+        with joined(server, "ann") as ann:
+            ann.say("hi")
+            ann.expect(ev="say", text="hi")
+
+
+def test_a_crowd_that_comes_and_breaks_off_leaves_nothing_behind(server):
+    with joined(server, "ann") as ann:
+        for number in range(50):
+            joined(server, f"m{number}").reset()
+        gone = {ann.expect(ev="leave", why="lost")["who"] for _ in range(50)}
+        assert len(gone) == 50
+        wait_for(lambda: len(server.guests) == 1, "only ann's connection is left")
+        assert list(server.room.people) == ["ann"]
