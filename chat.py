@@ -41,6 +41,7 @@ import argparse
 import collections
 import contextlib
 import datetime
+import difflib
 import errno
 import getpass
 import itertools
@@ -112,8 +113,13 @@ BACKLOG_BYTES = 1 << 20  # of lines kept for the recording while it fails
 
 CONSOLE_LINES = 100  # shown per batch; the rest of a flood is counted
 CONSOLE_SECONDS = 0.1  # between batches
-SCREEN_SECONDS = 0.04  # between batches in the client: fewer are choppy, more cost keys
+SCREEN_SECONDS = 0.04  # between batches above an input line: fewer are choppy, more cost keys
+SCREEN_BATCH = 8 << 10  # characters in the first batch; then what the terminal takes in
+BATCH_SECONDS = 0.02  # which nobody feels between two keys
 SCREEN_LINES = 1000  # waiting for a terminal; what is beyond is counted, not shown
+SCREEN_CHARACTERS = 256 << 10  # the same
+MUTE_MINUTES = 5
+UNSENT_SECONDS = 1.0  # after which a line without its echo counts as still on its way
 CONNECT_SECONDS = 10.0
 AHEAD = 100  # lines that a script may be ahead of the server's confirmation
 ACKNOWLEDGE_SECONDS = 2.0  # how long a leaving client waits for the server's last line
@@ -183,10 +189,12 @@ def decode(line):
     return value
 
 
-def encode_welcome(t, you, n, people, id):
+def encode_welcome(t, you, n, people, id, recorded=False):
     """The welcome for a newcomer; the names are quoted already, since a crowd brings many of them."""
-    mark = "" if id is None else ',"id":%d' % id
-    return ('{"re":"welcome","t":%r,"you":%s,"n":%d,"people":[%s]%s}\n' % (t, you, n, people, mark)).encode()
+    rest = ',"recorded":true' if recorded else ""
+    if id is not None:
+        rest += ',"id":%d' % id
+    return ('{"re":"welcome","t":%r,"you":%s,"n":%d,"people":[%s]%s}\n' % (t, you, n, people, rest)).encode()
 
 
 def check_text(text):
@@ -385,7 +393,8 @@ def number_of(line):
 # table of code points is fixed, since the tables that come with Python differ between versions.
 
 # Styles and their terminal colours; the names' colours can be read on dark and on light ground.
-STYLES = {"text": "", "time": "2", "system": "2", "me": "3", "private": "35", "error": "31", "mark": "1;7",
+STYLES = {"text": "", "time": "2", "system": "2", "history": "2", "me": "3", "private": "35", "mention": "1;7",
+          "error": "31", "mark": "1;7",
           **{f"name{number}": f"1;{colour}" for number, colour in
              enumerate("31 32 33 34 35 36 91 92 94 95".split())}}
 NAME_STYLES = 10
@@ -431,11 +440,20 @@ def name_style(name):
     return f"name{zlib.crc32(name.encode()) % NAME_STYLES}"
 
 
-def clock(session, t):
+TIMES = "short", "long", "off"  # how the time of a line is shown
+
+
+def clock(session, t, times=TIMES[0]):
     """The time of day in the session's own zone, t seconds after its start."""
     start = datetime.datetime.fromisoformat(session["start"])
-    minutes = start.hour * 60 + start.minute + int((start.second + start.microsecond / 1e6 + t) // 60)
-    return "%02d:%02d" % divmod(minutes % 1440, 60)
+    minutes, second = divmod(int(start.second + start.microsecond / 1e6 + t), 60)
+    minutes = (minutes + start.hour * 60 + start.minute) % 1440
+    return "%02d:%02d%s" % (minutes // 60, minutes % 60, ":%02d" % second if times == "long" else "")
+
+
+def find_mentions(text, name):
+    """Where a name stands in a text as a word of its own, in capitals or not: (start, end) pairs."""
+    return [match.span() for match in re.finditer(rf"(?<!\w){re.escape(name)}(?!\w)", text, re.IGNORECASE)]
 
 
 LEFT = {"left": "left", "lost": "lost the connection", "kicked": "was removed", "slow": "was too slow, and was cut"}
@@ -454,7 +472,7 @@ RENDERINGS = {
         "end": ("system", "-- the room is closed"),
     },
     "re": {
-        "welcome": ("system", "-- you are {you}; {people}"),
+        "welcome": ("system", "-- you are {you}; {people}{recorded}"),
         "tell": ("private", "{who} → {to} (private): {text}"),
         "who": ("system", "-- {people}"),
         "error": ("error", "!! {text}"),
@@ -477,20 +495,27 @@ def _field(event, field, style, viewer):
         names = [piece for name in value for piece in ((style, ", "), (name_style(name), clean_row(name)))]
         return [(style, f"{len(value)} here: ")] + names[1:]
     if field == "text":
-        return [(style, clean(value).replace("\n", "\n" + CONTINUED))]
+        text, start, pieces = clean(value).replace("\n", "\n" + CONTINUED), 0, []
+        called = find_mentions(text, viewer) if viewer and event.get("who") not in (None, viewer) else ()
+        for begin, end in called:
+            pieces += [(style, text[start:begin]), ("mention", text[begin:end])]
+            start = end
+        return pieces + [(style, text[start:])]
+    if field == "recorded":
+        return [(style, "; this session is recorded")] if event.get(field) is True else []
     if field == "reason":  # of a leave; may be absent
         return [(style, f": {clean_row(event['text'])}")] if type(event.get("text")) is str else []
     words = {"why": LEFT.get(value, "left"), "start": str(value)[:16].replace("T", " ")}
     return [(style, clean_row(words.get(field, value)))]
 
 
-def render(event, session, viewer=None):
+def render(event, session, viewer=None, times=TIMES[0]):
     """An event or reply as (style, text) pieces, as `viewer` sees it; none if there is nothing to see."""
     kind = next(kind for kind in ("ev", "re", "here") if kind in event)
     style, parts = _templates.get((kind, event[kind]), ("system", None))
     if parts is None:
         parts = [("", "-- " + clean_row(describe(event)[:200]))]
-    pieces = [("time", clock(session, event["t"]) + " ")]
+    pieces = [("time", clock(session, event["t"], times) + " ")] if times != "off" else []
     for field, words in parts:
         pieces += [(style, words)] if words else _field(event, field, style, viewer)
     return pieces if parts else []
@@ -831,12 +856,13 @@ class Lag:
 class Member:
     """A person in the room, and the way there."""
 
-    __slots__ = "out", "address", "name", "quoted", "key", "seat", "left", "lag", "watched", "alone"
+    __slots__ = "out", "address", "name", "quoted", "key", "seat", "left", "muted", "lag", "watched", "alone"
 
     def __init__(self, out, address=""):
         self.out, self.address = out, address
         self.name = self.quoted = self.key = self.seat = self.lag = None
         self.left = False
+        self.muted = 0.0  # until this time of the monotonic clock
         self.watched = False  # by the helper, until its socket takes more
         self.alone = False  # its reader is gone
 
@@ -937,7 +963,7 @@ class Room:
             place, first = self._history()
             self.people[member.key] = member
             people = ",".join([other.quoted for other in self.people.values()])
-            welcome = encode_welcome(self.seconds(), member.quoted, self.n, people, id)
+            welcome = encode_welcome(self.seconds(), member.quoted, self.n, people, id, bool(self.recording))
             member.seat = self.append("join", who=name, **{"from": first})
             self.coming.append((member, welcome, place))
             self.arrivals.append((member.seat, member.address))
@@ -954,9 +980,20 @@ class Room:
     def talk(self, member, requests):
         """Append one member's say and me requests, as one batch."""
         with self.lock:
-            if not member.left:
+            if member.muted:
+                requests = [request for request in requests if not self._is_muted(member, request)]
+            if requests and not member.left:
                 self._append(encode_talk(self.n + 1, self.seconds(), member.quoted, requests))
                 self.n += len(requests)
+
+    def _is_muted(self, member, request):
+        wait = member.muted - time.monotonic()
+        if wait <= 0:
+            return False
+        error = ChatError(f"you are muted for {wait / 60:.0f} more minutes" if wait > 90 else
+                          f"you are muted for {wait + 1:.0f} more seconds", "muted")
+        self._write(member, self.error(error, request.get("id")))
+        return True
 
     def nick(self, member, name, id=None):
         """Rename a member, or raise the ChatError that says why not."""
@@ -978,10 +1015,10 @@ class Room:
         """Send a private line to one other member, and back to its writer."""
         with self.lock:
             other = self.people.get(name_key(to))
-            if member.left:
+            if member.left or self._is_muted(member, {"id": id}):
                 return
             if not other:
-                raise ChatError(f"nobody here is called {clean_row(to)[:NAME_POINTS]}", "nobody")
+                raise self.nobody(to)
             letter = {"re": "tell", "t": self.seconds(), "who": member.name, "to": other.name, "text": text}
             self._write(member, {**letter, "id": id})
             if other is not member:
@@ -1032,11 +1069,33 @@ class Room:
             self.gone.append(member)
             self.news = True
 
-    def notice(self, text):
-        """Tell everyone something, as an event."""
+    def nobody(self, name):
+        """The error that says that this person is not here."""
+        return ChatError(f"nobody here is called {clean_row(name)[:NAME_POINTS]}", "nobody")
+
+    def announce(self, word, **fields):
+        """Append an event of the server's own: a notice, a mark, something that it says."""
         with self.lock:
             if not self.closed:
-                self.append("notice", text=text)
+                self.append(word, **fields)
+
+    def find(self, name):
+        """The member of this name, or the ChatError that says that there is none."""
+        with self.lock:
+            member = self.people.get(name_key(name))
+        if not member:
+            raise self.nobody(name)
+        return member
+
+    def record(self, recording):
+        """Begin or, with None, stop to write the log into a file, and tell everyone."""
+        with self.baton:  # its holder alone writes
+            before, self.recording = self.recording, recording
+            if before:
+                before.close()
+        # Only from here on: what was said before was said by people who had not been told.
+        text = "this session is recorded from here on" if recording else "this session is no longer recorded"
+        self.announce("notice", text=text, recorded=bool(recording))
 
     def close(self):
         """End the session: one last event, and a farewell for everyone."""
@@ -1115,7 +1174,7 @@ class Room:
         if self.recording:
             news = self.recording.write(data)
             if news:
-                self.notice(news)
+                self.announce("notice", text=news)
                 self.wake()  # the helper tries again, even if nobody says anything
 
     def _part(self, member, before, place, last):
@@ -1475,6 +1534,223 @@ def printer(stream):
     return print_lines
 
 
+class Command(collections.namedtuple("Command", "usage help run")):
+    """What a line that begins with a slash does: run(subject, *the words that its usage names)."""
+
+
+def run_command(commands, subject, line):
+    """Run the slash command that this line is; raises a ChatError if there is none such."""
+    word, _, rest = line[1:].partition(" ")
+    command = commands.get(word)
+    if not command:
+        near = difflib.get_close_matches(word, commands, 1, 0.5)
+        hint = f"did you mean /{near[0]}?" if near else "/help lists what there is"
+        raise ChatError(f"there is no command /{clean_row(word)[:20]}; {hint}")
+    wanted = command.usage.split()
+    given = rest.split(None, len(wanted) - 1) if wanted else []
+    if len(given) < sum(not name.startswith("[") for name in wanted):
+        raise ChatError(f"usage: /{word} {command.usage}")
+    command.run(subject, *given)
+
+
+def help_lines(commands):
+    """The list of these commands, as lines of pieces."""
+    width = max(len(name) + len(command.usage) for name, command in commands.items()) + 3
+    return [[("system", f"-- {f'/{name} {command.usage}'.ljust(width)} {command.help}")]
+            for name, command in commands.items()]
+
+
+def complete(before, commands, names):
+    """What Tab makes of the text before the cursor: (how much of it, the words that may stand there)."""
+    head, _, word = before.rpartition(" ")
+    if not head and before.startswith("/"):
+        words, word = [f"/{name} " for name in commands], before
+    elif word.startswith("@"):
+        words = [f"@{name} " for name in names]
+    else:
+        words = [f"{name} " if " " in before or before.startswith("/") else f"{name}: " for name in names]
+    return len(word), sorted(found for found in words if name_key(found).startswith(name_key(word)))
+
+
+class Screen:
+    """A terminal with an input line, whole, and above it what arrives, in batches."""
+
+    # One prompt for the whole session: each new one would start and end an event loop, and lose what is
+    # printed in between. Enter therefore takes the text and leaves the prompt standing.
+    #
+    # The functions it is given are called in the main thread: `take` with each entered line, which stays
+    # if it returns False; `prompt` and `status` for the texts before and below the line; `complete` with
+    # what stands before the cursor, for (how much of it is completed, by which words). `show`, `refresh`,
+    # `give_back` and `end` may be called by any thread, and never wait.
+
+    def __init__(self, take, prompt, status, complete, keys):
+        # Imported here, since serve, replay and help start without it. It must not ask the terminal for
+        # the cursor's position at each batch: slow terminals answer late, and some into the input line.
+        os.environ.setdefault("PROMPT_TOOLKIT_NO_CPR", "1")
+        import asyncio
+        from prompt_toolkit import PromptSession
+        from prompt_toolkit.application import run_in_terminal
+        from prompt_toolkit.completion import Completer, Completion
+        from prompt_toolkit.layout import FormattedTextControl, Window
+        from prompt_toolkit.shortcuts import CompleteStyle
+
+        class WordCompleter(Completer):
+            def get_completions(self, document, event):
+                start, words = complete(document.text_before_cursor)
+                return [Completion(word, -start) for word in words]
+
+        self.take, self.asyncio, self.run_in_terminal = take, asyncio, run_in_terminal
+        self.lock, self.loop, self.printing = threading.Lock(), None, False
+        self.ending, self.over = False, False  # asked to end; the input line is gone
+        self.waiting, self.size, self.skipped, self.bell = collections.deque(), 0, 0, False
+        self.batch = SCREEN_BATCH
+        self.skip_note = ""  # said behind the count of skipped lines
+        self.paint = plain if os.environ.get("NO_COLOR") else coloured
+        self.session = PromptSession(
+            prompt, multiline=True, key_bindings=self._bindings(keys), completer=WordCompleter(),
+            complete_style=CompleteStyle.READLINE_LIKE, complete_while_typing=False, reserve_space_for_menu=0,
+            prompt_continuation="... ", erase_when_done=True)
+        # The library's own toolbar shows only where the terminal tells the cursor's position.
+        bar = Window(FormattedTextControl(status), height=1, style="class:bottom-toolbar", always_hide_cursor=True)
+        self.session.layout.container.children.append(bar)
+        # Printing happens in raw mode. In cooked mode, where run_in_terminal would switch to, the terminal
+        # itself shows keys that are pressed meanwhile, in the middle of what is printed.
+        self.session.app.input.cooked_mode = contextlib.nullcontext
+
+    def _bindings(self, keys):
+        from prompt_toolkit.key_binding import KeyBindings
+
+        bindings = KeyBindings()
+        bindings.add("enter")(self._enter)
+        bindings.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))
+        for key, function in keys.items():
+            bindings.add(key)(lambda event, function=function: function())
+        return bindings
+
+    def run(self):
+        """Keep the input line up until `end` is called, or Ctrl+C or Ctrl+D pressed."""
+        self._print_rest()  # what is here by now needs no input line to be drawn around it
+        with contextlib.suppress(KeyboardInterrupt, EOFError):
+            self.session.prompt(pre_run=self._started)
+        self.over = True
+        self._print_rest()
+
+    def _started(self):
+        self.loop = self.asyncio.get_running_loop()
+        if self.ending:
+            self._exit()
+        self._start_printing()
+
+    def _enter(self, event):
+        buffer = event.current_buffer
+        text = buffer.text.rstrip("\n")
+        if self.take(text) is not False:
+            buffer.append_to_history()
+            buffer.reset()
+
+    def _call(self, function, *arguments):
+        # The loop may end at any moment; then there is no input line left to change.
+        if self.loop:
+            with contextlib.suppress(RuntimeError):
+                self.loop.call_soon_threadsafe(function, *arguments)
+
+    def refresh(self, seconds=0.0):
+        """Draw the prompt and the status again, now or so much later."""
+        app = self.session.app
+        if seconds:
+            self._call(lambda: self.loop.call_later(seconds, app.invalidate))
+        else:
+            self._call(app.invalidate)
+
+    def give_back(self, text):
+        """Put a text into the input line if that is empty, else where arrow-up finds it."""
+        self._call(self._give_back, text)
+
+    def _give_back(self, text):
+        buffer = self.session.default_buffer
+        if buffer.text:
+            buffer.history.append_string(text)
+        else:
+            buffer.insert_text(text)
+
+    def end(self):
+        """Take the input line away and let `run` return."""
+        self.ending = True
+        self._call(self._exit)
+
+    def _exit(self):
+        app = self.session.app
+        if app.future and not app.future.done():
+            app.exit(result="")
+
+    def show(self, lines, bell=False):
+        """Have these lines of pieces printed above the input line."""
+        texts = [self.paint(pieces).replace("\n", "\r\n") + "\r\n" for pieces in lines]
+        with self.lock:
+            self.waiting.extend(texts)
+            self.size += sum(map(len, texts))
+            self.bell = self.bell or bell
+            while len(self.waiting) > SCREEN_LINES or self.size > SCREEN_CHARACTERS:
+                self.size -= len(self.waiting.popleft())
+                self.skipped += 1
+        if self.over:
+            self._print_rest()
+        else:
+            self._call(self._start_printing)
+
+    def _start_printing(self):
+        if not self.printing and not self.session.app.is_done:
+            self.printing = True
+            self.session.app.create_background_task(self._keep_printing())
+
+    async def _keep_printing(self):
+        try:
+            while self.waiting:
+                await self.run_in_terminal(self._print)
+                await self.asyncio.sleep(SCREEN_SECONDS)
+        finally:
+            self.printing = False
+
+    def _print_rest(self):
+        while self.waiting:
+            self._print()
+
+    def _print(self):
+        # A batch is as large as this terminal can take without holding up a key: what the last one took
+        # tells.
+        with self.lock:
+            texts, size = [], 0
+            if self.skipped:
+                note = f"… {self.skipped:,} lines skipped{self.skip_note}"
+                texts.append(self.paint([("system", note)]) + "\r\n")
+            while self.waiting and size < self.batch:
+                texts.append(self.waiting.popleft())
+                size += len(texts[-1])
+            self.size, self.skipped, bell, self.bell = self.size - size, 0, self.bell, False
+        output, start = self.session.app.output, time.monotonic()
+        output.write_raw("".join(texts) + "\a" * bell)
+        output.flush()
+        took = time.monotonic() - start
+        if took > BATCH_SECONDS:
+            self.batch = max(SCREEN_BATCH // 8, int(self.batch * BATCH_SECONDS / took))
+        elif size >= self.batch:
+            self.batch = min(self.batch * 2, SCREEN_CHARACTERS)
+
+
+def make_screen(*functions):
+    """A Screen that is given these functions; None, and a hint, where there cannot be one."""
+    try:
+        return Screen(*functions)
+    except ImportError:
+        hint = "the package prompt_toolkit is missing"
+    except Exception as error:  # a class that exists on Windows only, so it is told by its name
+        if type(error).__name__ != "NoConsoleScreenBufferError":
+            raise
+        hint = "this is no terminal window"
+    print(f"({hint}, so the input line is a plain one)")
+    return None
+
+
 # === server =======================================================================================
 # `serve`: sockets that listen, an accept loop that reads nothing, a thread per connection, and the
 # console, which is one more reader of the log: it takes what came in batches, and in a flood counts
@@ -1577,7 +1853,7 @@ class Server:
         now = time.monotonic()
         if now - self.warned >= 60:
             self.warned = now
-            self.room.notice(f"this computer cannot take more connections at the moment ({reason})")
+            self.room.announce("notice", text=f"this computer cannot take more connections at the moment ({reason})")
             self.room.flush()
         time.sleep(0.2)
 
@@ -1613,62 +1889,10 @@ class Server:
                     guest.out.shutdown(socket.SHUT_RDWR)
 
 
-class Console:
-    """The server's own view of the room: a thread that prints what happened, in batches."""
-
-    def __init__(self, room, write):
-        self.room, self._write, self.n = room, write, room.n
-        self.stopped = False
-        self.addresses = {}  # seat: where that person came from, until their join is shown
-        self.thread = threading.Thread(target=self._run, name="console", daemon=True)
-
-    def write(self, lines):
-        """Print lines of pieces, as long as somebody takes them; the room goes on in any case."""
-        try:
-            self._write(lines)
-        except OSError:
-            silence(sys.stdout)
-
-    def stop(self):
-        """Print what is left, and end the thread."""
-        self.stopped = True
-        self.room.spoken.set()
-        self.thread.join(1.0)  # not longer: a terminal that is held back must not hold the end
-
-    def _run(self):
-        last = False
-        while not last:
-            self.room.spoken.wait()
-            time.sleep(0 if self.stopped else CONSOLE_SECONDS)
-            self.room.spoken.clear()
-            last = self.stopped  # read after the clear, or a stop in between would be slept through
-            self._show()
-
-    def _show(self):
-        lines = []
-        for chunk in reversed(self.room.since(self.n)):
-            lines = chunk.data[:-1].rsplit(b"\n", CONSOLE_LINES)[-CONSOLE_LINES:] + lines
-            if len(lines) >= CONSOLE_LINES:
-                break
-        events = [decode_event(line.decode()) for line in lines[-CONSOLE_LINES:]]
-        events = [event for event in events if event["n"] > self.n]
-        while self.room.arrivals:
-            seat, address = self.room.arrivals.popleft()
-            self.addresses[seat] = address
-        texts = []
-        if events:
-            skipped = events[0]["n"] - self.n - 1
-            texts = [[("system", f"… {skipped:,} lines not shown")]] if skipped else []
-            texts += map(self._line, events)
-            self.n = events[-1]["n"]
-        self.addresses = {seat: address for seat, address in self.addresses.items() if seat > self.n}
-        if texts:
-            self.write(texts)
-
-    def _line(self, event):
-        pieces = render(event, self.room.session)
-        address = self.addresses.get(event["n"])
-        return pieces + [("time", f" from {address}")] if address else pieces
+def new_recording(path, head):
+    """A recording into a new file, or into an empty one that is there."""
+    make_folder(path)
+    return Recording(path, head, 0 if os.path.exists(path) and not os.path.getsize(path) else None)
 
 
 def open_room(name, log, history, max_people):
@@ -1677,9 +1901,7 @@ def open_room(name, log, history, max_people):
     if log is None:
         return room
     if not os.path.exists(log) or not os.path.getsize(log):
-        make_folder(log)
-        size = 0 if os.path.exists(log) else None
-        room.recording = Recording(log, room.session_line, size)
+        room.recording = new_recording(log, room.session_line)
         return room
     try:
         session, last, people, tail, size = recover(log)
@@ -1727,6 +1949,176 @@ def banner(room, address, everyone):
     yield "  Ctrl+C ends the room."
 
 
+class Console:
+    """The server's own view of the room, printed in batches by a thread, and its keyboard if it has one."""
+
+    def __init__(self, room, print_lines):
+        self.room, self.n = room, room.n
+        self.print_lines, self.screen = print_lines, None
+        self.ended, self.stopped = threading.Event(), False
+        self.addresses = {}  # seat: where that person came from, until their join is shown
+        self.thread = threading.Thread(target=self._follow, name="console", daemon=True)
+
+    def run(self):
+        """Print and obey until `end` is called or the person at the keyboard leaves."""
+        # The server accepts by now: loading an input line takes longer than all else.
+        if is_terminal(sys.stdin, sys.stdout):
+            self.screen = make_screen(self.take_line, lambda: "> ", self.status, self.complete, {})
+        self.thread.start()
+        if self.screen and not self.ended.is_set():
+            self.screen.run()
+        else:
+            while not self.ended.wait(0.5):  # in slices: some systems do not interrupt a longer wait
+                pass
+
+    def end(self):
+        """Let `run` return; may be called by a signal handler."""
+        self.ended.set()
+        if self.screen:
+            self.screen.end()
+
+    def stop(self):
+        """Print what is left, once the room is closed, and end the thread."""
+        self.stopped = True
+        self.room.spoken.set()
+        self.thread.join(1.0)  # not longer: a terminal that is held back must not hold the end
+
+    def show(self, lines):
+        """Print lines of pieces, as long as somebody takes them; the room goes on in any case."""
+        if self.screen:
+            self.screen.show(lines)
+            return
+        try:
+            self.print_lines(lines)
+        except OSError:
+            silence(sys.stdout)
+
+    def _follow(self):
+        last = False
+        while not last:
+            self.room.spoken.wait()
+            time.sleep(0 if self.stopped else CONSOLE_SECONDS)
+            self.room.spoken.clear()
+            last = self.stopped  # read after the clear, or a stop in between would be slept through
+            self._show()
+
+    def _show(self):
+        lines = []
+        for chunk in reversed(self.room.since(self.n)):
+            lines = chunk.data[:-1].rsplit(b"\n", CONSOLE_LINES)[-CONSOLE_LINES:] + lines
+            if len(lines) >= CONSOLE_LINES:
+                break
+        events = [decode_event(line.decode()) for line in lines[-CONSOLE_LINES:]]
+        events = [event for event in events if event["n"] > self.n]
+        while self.room.arrivals:
+            seat, address = self.room.arrivals.popleft()
+            self.addresses[seat] = address
+        if events:
+            skipped, self.n = events[0]["n"] - self.n - 1, events[-1]["n"]
+            texts = [[("system", f"… {skipped:,} lines not shown")]] if skipped else []
+            self.show(texts + [self._line(event) for event in events])
+            self.addresses = {seat: address for seat, address in self.addresses.items() if seat > self.n}
+            if self.screen:
+                self.screen.refresh()
+
+    def _line(self, event):
+        pieces = render(event, self.room.session)
+        address = self.addresses.get(event["n"])
+        return pieces + [("time", f" from {address}")] if address else pieces
+
+    # --- the keyboard ---
+
+    def status(self):
+        """The text of the bar below the input line."""
+        recording = self.room.recording
+        into = f"recording into {recording.path}" if recording else "not recorded"
+        return f" {clean_row(self.room.name)} | {into} | {len(self.room.people)} here"
+
+    def complete(self, before):
+        """What Tab makes of the text before the cursor."""
+        return complete(before, CONSOLE_COMMANDS, [member.name for member in list(self.room.people.values())])
+
+    def say_here(self, text, style="system"):
+        """Print a line on the console only."""
+        self.show([[(style, f"-- {text}")]])
+
+    def take_line(self, text):
+        """Do what an entered line asks; what is no command is said to the room."""
+        if not text or text.isspace():
+            return None
+        try:
+            if text.startswith("/"):
+                run_command(CONSOLE_COMMANDS, self, text)
+            else:
+                run_command(CONSOLE_COMMANDS, self, f"/say {text}")
+        except ChatError as error:
+            self.show([[("error", f"!! {error}")]])
+            return False
+        self.room.flush()
+        return None
+
+
+def _console_help(console):
+    console.show(help_lines(CONSOLE_COMMANDS))
+
+
+def _console_say(console, text):
+    check_text(text)
+    console.room.announce("say", who="server", text=text)
+
+
+def _console_who(console):
+    people = list(console.room.people.values())
+    console.say_here(f"{len(people)} here")
+    console.show([[(name_style(member.name), f"   {clean_row(member.name)}"), ("time", f" from {member.address}")]
+                  for member in people])
+
+
+def _console_kick(console, name, reason="the host removed you"):
+    console.room.leave(console.room.find(name), "kicked", reason)
+
+
+def _console_mute(console, name, minutes=str(MUTE_MINUTES)):
+    if not minutes.isdigit() or len(minutes) > 4:
+        raise ChatError("minutes are a whole number; 0 ends it")
+    member = console.room.find(name)
+    member.muted = time.monotonic() + 60 * int(minutes)
+    text = f"is muted for {minutes} min" if int(minutes) else "is no longer muted"
+    console.room.announce("notice", text=f"{member.name} {text}")
+
+
+def _console_mark(console, text):
+    check_text(text)
+    console.room.announce("mark", text=text)
+
+
+def _console_log(console, switch):
+    room = console.room
+    if switch not in ("on", "off"):
+        raise ChatError("it can be: on off")
+    if (switch == "on") == bool(room.recording):
+        raise ChatError(f"recording is {switch} already")
+    room.record(new_recording(default_path(room.name), room.session_line) if switch == "on" else None)
+    if room.recording:
+        console.say_here(f"recording into {room.recording.path}")
+
+
+def _console_quit(console):
+    console.end()
+
+
+CONSOLE_COMMANDS = {
+    "help": Command("", "this list; what is no command is said to the room", _console_help),
+    "say": Command("TEXT", "say something to the room, as the server", _console_say),
+    "who": Command("", "who is here, and from where", _console_who),
+    "kick": Command("NAME [reason]", "remove somebody", _console_kick),
+    "mute": Command("NAME [minutes]", f"refuse what somebody says, for {MUTE_MINUTES} minutes or so many", _console_mute),
+    "mark": Command("TEXT", "put a chapter mark into the log", _console_mark),
+    "log": Command("on|off", "record, into a new file in sessions/, or stop recording", _console_log),
+    "quit": Command("", "end the room", _console_quit),
+}
+
+
 def raise_limits():
     """Let this process have as many sockets as the system gives without asking."""
     if resource:
@@ -1749,38 +2141,35 @@ def stay_on_one_cpu():
 
 
 @contextlib.contextmanager
-def signals_caught(names):
-    """Within, each of these signals only sets the event that this gives."""
-    caught = threading.Event()
+def signals_caught(names, function):
+    """Within, each of these signals calls this function and does nothing else."""
     before = {}
     for name in names:
         number = getattr(signal, name, None)
         if number and (name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN):  # nohup wants that
-            before[name] = signal.signal(getattr(signal, name), lambda number, frame: caught.set())
+            before[name] = signal.signal(getattr(signal, name), lambda number, frame: function())
     try:
-        yield caught
+        yield
     finally:
         for name, handler in before.items():
             signal.signal(getattr(signal, name), handler)
 
 
 def serve(host="127.0.0.1", port=PORT, room="chat", log=None, history=HISTORY, rate=RATE, max_people=0):
-    """Open a room and serve it until a signal ends it; an empty host means every address."""
+    """Open a room and serve it until a signal or its keyboard ends it; an empty host means every address."""
     raise_limits()
     stay_on_one_cpu()
-    with signals_caught(("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")) as ended:
-        listener = open_listener(host, port)
-        try:
-            server = Server(open_room(room, log, history, max_people), listener, rate)
-        except ChatError:
-            listener.close()
-            raise
-        console = Console(server.room, printer(sys.stdout))
+    listener = open_listener(host, port)
+    try:
+        server = Server(open_room(room, log, history, max_people), listener, rate)
+    except ChatError:
+        listener.close()
+        raise
+    console = Console(server.room, printer(sys.stdout))
+    with signals_caught(("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"), console.end):
         server.start()
-        console.write([[("text", line)] for line in banner(server.room, server.address, not host)])
-        console.thread.start()
-        while not ended.wait(0.5):  # in slices: some systems do not interrupt a longer wait
-            pass
+        console.show([[("text", line)] for line in banner(server.room, server.address, not host)])
+        console.run()
         server.stop()
         console.stop()
 
@@ -1865,24 +2254,33 @@ def enter(host, port, name):
         raise
 
 
+def is_talk(event):
+    """Whether this is something that a person says, to all or to one."""
+    return event.get("ev") in ("say", "me") or event.get("re") == "tell"
+
+
 class Client:
     """One person's side of a room, whatever screen it is shown on."""
 
-    # `show` prints lists of pieces; `changed` is called after name or state did. The receiver thread calls
-    # both, and they must not make it wait.
+    # `show` prints lists of pieces; `changed` is called when what the prompt says may have changed. The
+    # receiver thread calls both, and they must not make it wait.
 
     def __init__(self, host, port, log=None):
         self.host, self.port, self.log = host, port, log
-        self.show = self.changed = lambda *anything: None
+        self.show, self.changed, self.give_back = (lambda *anything, **more: None,) * 3
         self.name = self.session = self.connection = self.recording = self.receiver = None
         self.n = -1  # of the newest event: what comes again after a lost connection is passed over
         self.heard = -1  # of the newest event at the welcome: up to there it is history
-        self.state = "out"  # then in, lost (and may join again), over
-        self.leaving = False
+        self.state = "out"  # then in, lost (and may join again), rejoining, over
+        self.leaving = self.asked = False  # asked: the question after a bare "quit" is open
         self.failure = None  # the sentence that a script should hear at the end
+        self.people, self.recorded = {}, False  # who is here; whether the server records
         self.ids = itertools.count(1)
-        self.unconfirmed = {}  # id: text, until the server's line for it arrives
+        self.line, self.unconfirmed = "", {}  # id: (line, when sent), until the server answers it
         self.news = threading.Condition()  # of state and unconfirmed
+        # What the person likes:
+        self.times, self.quiet, self.bell, self.ignored = TIMES[0], False, "on", set()
+        self.last_teller = None  # whom /r answers
 
     def join(self, name, choose_name):
         """Enter the room; from now on all that arrives is shown."""
@@ -1897,6 +2295,7 @@ class Client:
         self.connection, batches, opening = entered
         welcome = opening[0][1]
         self.name, self.heard, self.state, self.failure = welcome["you"], welcome["n"], "in", None
+        self.people, self.recorded = dict.fromkeys(welcome["people"]), welcome.get("recorded") is True
         if self.session is None or self.session["id"] != opening[1][1]["id"]:
             self.session, self.n = opening[1][1], -1
             self._begin_recording()
@@ -1934,10 +2333,14 @@ class Client:
                 [line for line, event in fresh if "ev" in event or event.get("re") in words]))
             if news:
                 self.say_here(news)
+        lines, bell = [], False
         for line, event in fresh:
             self._notice(event)
-        lines = [render(event, self.session, self.name) for line, event in fresh]
-        self.show([pieces for pieces in lines if pieces])
+            if not self._is_hidden(event):
+                pieces = render(event, self.session, self.name, self.times)
+                bell = bell or self._rings(event, pieces)
+                lines.append([("history", text) for style, text in pieces] if self._is_history(event) else pieces)
+        self.show([pieces for pieces in lines if pieces], bell=bell)
 
     def _is_fresh(self, event):
         n = event.get("n") if "ev" in event else None
@@ -1946,18 +2349,45 @@ class Client:
         fresh, self.n = n > self.n, max(n, self.n)
         return fresh
 
+    def _is_history(self, event):
+        return "ev" in event and type(event.get("n")) is int and 0 < event["n"] <= self.heard
+
+    def _is_mine(self, event):
+        return "ev" not in event or event.get("who") == self.name
+
+    def _is_hidden(self, event):
+        if is_talk(event):
+            return name_key(event["who"]) in self.ignored
+        return self.quiet and event.get("ev") in ("join", "leave", "nick")
+
+    def _rings(self, event, pieces):
+        if self.bell == "off" or not is_talk(event) or event["who"] == self.name:
+            return False
+        called = "re" in event or self.bell == "all" or any(style == "mention" for style, text in pieces)
+        return called and not self._is_history(event)
+
     def _notice(self, event):
-        mine = "re" in event or event.get("who") == self.name
-        if event.get("ev") == "nick" and mine:
+        # Keep up with what an event means for this person.
+        word, answer, mine = event.get("ev"), event.get("re"), self._is_mine(event)
+        if word == "nick" and mine and not self._is_history(event):
             self.name = event["name"]
-            self.changed()
-        elif event.get("re") == "error" and event["code"] in ("slow", "kicked"):
-            self.failure = clean_row(event["text"])
-        elif event.get("ev") == "end" and event["n"] > self.heard:
+        elif answer == "tell" and event["who"] != self.name:
+            self.last_teller = event["who"]
+        elif word == "end" and not self._is_history(event):
             self.leaving = True
+        elif word == "notice" and type(event.get("recorded")) is bool:
+            self.recorded = event["recorded"]
+        elif answer == "error" and event["code"] in ("slow", "kicked"):
+            self.failure = clean_row(event["text"])
         with self.news:
-            if mine and self.unconfirmed.pop(event.get("id"), None) is not None:
-                self.news.notify_all()
+            line = self.unconfirmed.pop(event.get("id"), ("",))[0] if mine else ""
+            self.news.notify_all()
+        if answer == "error" and line:
+            self.give_back(line)
+        if word in ("join", "leave", "nick") and not self._is_history(event):
+            fold(self.people, event)
+        if line or word in ("join", "leave", "nick", "notice"):
+            self.changed()
 
     def _ended(self):
         self.connection.close()
@@ -1967,39 +2397,85 @@ class Client:
             self.news.notify_all()
         if self.state == "lost":
             self.say_here("the connection is lost; Enter joins again, /quit leaves", "error")
-        for text in unconfirmed.values():
-            self.say_here(f"this may not have arrived: {clean_row(text)}", "error")
+            for line, when in unconfirmed.values():
+                self.say_here(f"this may not have arrived: {clean_row(line)}", "error")
+                self.give_back(line)
         self.changed()
 
     def say_here(self, text, style="system"):
         """Show the person here, and nobody else, a line."""
         self.show([[(style, f"-- {text}")]])
 
-    # --- what is typed: the main thread ---
+    # --- what is typed, and what the input line shows: the main thread ---
+
+    def take_line(self, text):
+        """Do what a line from a terminal asks; returns False if it must stay in the input line."""
+        word = text.strip().lower()
+        if self.state != "in" and word != "/quit":
+            if self.state == "lost":
+                self.state = "rejoining"
+                threading.Thread(target=self._rejoin, name="rejoin", daemon=True).start()
+            return False
+        asked, self.asked = self.asked, word in ("quit", "exit") and not self.asked
+        if self.asked:
+            return self.say_here("leave the room? y leaves, anything else stays")
+        if asked and word in ("y", "yes", "quit", "exit"):
+            text = "/quit"
+        elif asked and word in ("n", "no"):
+            return None
+        return self.enter_line(text)
 
     def enter_line(self, text):
-        """Do what a typed line asks: a command, or something to say."""
-        if text.isspace() or not text:
-            return
+        """Do what a line asks: a command, or something to say; returns False if it is refused here."""
+        if not text or text.isspace():
+            return None
+        self.line = text  # which a request remembers, in case it has to come back
         try:
             if text.startswith("/") and not text.startswith("//"):
-                word, _, rest = text[1:].partition(" ")
-                command = COMMANDS.get(word)
-                if not command:
-                    raise ChatError(f"there is no command /{clean_row(word)}; /help lists what there is")
-                command.run(self, rest.strip())
+                run_command(COMMANDS, self, text)
             else:
                 self.request("say", text=text[1:] if text.startswith("//") else text)
         except ChatError as error:
             self.show([[("error", f"!! {error}")]])
+            return False
+        return None
 
     def request(self, do, **fields):
         """Send a request with an id, after the checks that the server makes too."""
         check_fields(do, REQUESTS[do], fields)
         with self.news:
             mark = next(self.ids)
-            self.unconfirmed[mark] = fields.get("text", do)
+            self.unconfirmed[mark] = self.line, time.monotonic()
         self.connection.send(do, **fields, id=mark)
+        self.changed(UNSENT_SECONDS)
+
+    def _rejoin(self):
+        try:
+            self.join(self.name, self._next_name)
+        except ChatError as error:
+            self.state = "lost"
+            self.say_here(f"{error}; Enter tries again, /quit leaves", "error")
+        self.changed()
+
+    def _next_name(self, error):
+        if type(error.name) is not str:
+            raise error
+        return error.name
+
+    def prompt(self):
+        """The text before the input line: who one is, and what is not as it should be."""
+        late = time.monotonic() - UNSENT_SECONDS
+        unsent = sum(when <= late for text, when in list(self.unconfirmed.values()))
+        state = {"in": f" ({unsent} unsent)" if unsent else "", "lost": " (disconnected, Enter to rejoin)",
+                 "rejoining": " (joining)"}.get(self.state, " (leaving)")
+        return f"{self.name}{state}> "
+
+    def status(self):
+        """The text of the bar below: the room, who is here, and whether it is recorded."""
+        names = ", ".join(map(clean_row, self.people))
+        recorded = "recorded" if self.recorded else "not recorded"
+        own = ", by you too" if self.recording and self.recorded else " but by you" if self.recording else ""
+        return f" {clean_row(self.session['room'])} | {recorded}{own} | {len(self.people)} here: {names}"
 
     def leave(self):
         """Say goodbye, wait for the server's last line, and close everything."""
@@ -2020,47 +2496,75 @@ class Client:
                 self.news.wait(0.2)  # in slices: some systems do not interrupt a longer wait
 
 
-def _run_help(client, rest):
-    for name, command in COMMANDS.items():
-        usage = f"/{name} {command.usage}".ljust(18)
-        client.say_here(f"{usage} {command.help}")
+def _run_help(client):
+    client.show(help_lines(COMMANDS))
 
 
-def _run_who(client, rest):
+def _run_who(client):
     client.request("who")
 
 
-def _run_nick(client, rest):
-    client.request("nick", name=_needed(rest, "nick"))
+def _run_nick(client, name):
+    client.request("nick", name=name)
 
 
-def _run_me(client, rest):
-    client.request("me", text=_needed(rest, "me"))
+def _run_me(client, text):
+    client.request("me", text=text)
 
 
-def _run_tell(client, rest):
-    to, _, text = _needed(rest, "tell").partition(" ")
-    client.request("tell", to=to, text=_needed(text.strip(), "tell"))
+def _run_tell(client, to, text):
+    client.request("tell", to=to, text=text)
 
 
-def _run_quit(client, rest):
+def _run_reply(client, text):
+    if not client.last_teller:
+        raise ChatError("nobody has told you anything yet")
+    client.request("tell", to=client.last_teller, text=text)
+
+
+def _run_ignore(client, name):
+    client.ignored ^= {name_key(name)}
+    hidden = name_key(name) in client.ignored
+    client.say_here(f"{clean_row(name)} is {'hidden from you; the same again undoes it' if hidden else 'shown again'}")
+
+
+def _run_quiet(client, switch):
+    client.quiet = _one_of(("on", "off"), switch) == "on"
+    client.say_here(f"who comes and goes is {'hidden' if client.quiet else 'shown'}")
+
+
+def _run_bell(client, when):
+    client.bell = _one_of(("on", "off", "all"), when)
+    client.say_here(f"bell: {when}")
+
+
+def _run_times(client, form):
+    client.times = _one_of(TIMES, form)
+    client.say_here(f"times: {form}")
+
+
+def _one_of(words, word):
+    if word not in words:
+        raise ChatError(f"it can be: {' '.join(words)}")
+    return word
+
+
+def _run_quit(client):
     client.leaving = True
     client.changed()
 
 
-def _needed(rest, name):
-    if not rest:
-        raise ChatError(f"usage: /{name} {COMMANDS[name].usage}")
-    return rest
-
-
-Command = collections.namedtuple("Command", "usage help run")
 COMMANDS = {
     "help": Command("", "this list; begin a line with // to say something that begins with /", _run_help),
     "who": Command("", "who is here", _run_who),
-    "nick": Command("NAME", "take another name", _run_nick),
     "me": Command("TEXT", "say what you do: * bob waves", _run_me),
     "tell": Command("NAME TEXT", "say something to one person only", _run_tell),
+    "r": Command("TEXT", "answer the last private line", _run_reply),
+    "nick": Command("NAME", "take another name", _run_nick),
+    "ignore": Command("NAME", "hide what this person says, or show it again", _run_ignore),
+    "quiet": Command("on|off", "hide who comes, goes and is renamed", _run_quiet),
+    "bell": Command("on|off|all", "ring when you are called, never, or at every line", _run_bell),
+    "times": Command("short|long|off", "how times are shown; F2 goes round", _run_times),
     "quit": Command("", "leave the room", _run_quit),
 }
 
@@ -2069,7 +2573,7 @@ def run_plain(client, name, choose_name):
     """A client without a terminal: plain lines in, plain lines out."""
     typed, print_lines = queue.Queue(AHEAD), printer(sys.stdout)
 
-    def show(lines):
+    def show(lines, bell=False):
         try:
             print_lines(lines)
         except OSError:  # whoever read this has enough
@@ -2110,138 +2614,6 @@ def _read_plain(typed, watch):
             return
 
 
-class PromptScreen:
-    """A terminal: prompt_toolkit's input line, whole, and above it what arrives, in batches."""
-
-    # One prompt for the whole session: each new one would start and end an event loop, and lose what is
-    # printed in between. Enter therefore takes the text and leaves the prompt standing.
-
-    def __init__(self, client):
-        # Imported here, since serve, replay and help start without it. It must not ask the terminal for
-        # the cursor's position at each batch: slow terminals answer late, and some into the input line.
-        os.environ.setdefault("PROMPT_TOOLKIT_NO_CPR", "1")
-        import asyncio
-        from prompt_toolkit import PromptSession
-        from prompt_toolkit.application import run_in_terminal
-        from prompt_toolkit.key_binding import KeyBindings
-
-        self.client, self.asyncio, self.run_in_terminal = client, asyncio, run_in_terminal
-        self.lock, self.loop, self.ended = threading.Lock(), None, False
-        self.waiting, self.skipped, self.printing = collections.deque(), 0, False
-        self.paint = plain if os.environ.get("NO_COLOR") else coloured
-        keys = KeyBindings()
-        keys.add("enter")(self._enter)
-        self.session = PromptSession(self._prompt, key_bindings=keys, complete_while_typing=False,
-                                     reserve_space_for_menu=0, erase_when_done=True)
-        # Printing happens in raw mode. In cooked mode, where run_in_terminal would switch to, the terminal
-        # itself shows keys that are pressed meanwhile, in the middle of what is printed.
-        self.session.app.input.cooked_mode = contextlib.nullcontext
-        self.asked = False  # whether the question after a bare "quit" is open
-        client.show, client.changed = self.show, self._changed
-
-    def _prompt(self):
-        state = {"in": "", "lost": " (disconnected, Enter to rejoin)"}.get(self.client.state, " (…)")
-        return f"{self.client.name}{state}> "
-
-    def run(self):
-        """Show the prompt until the person leaves or the room ends."""
-        with contextlib.suppress(KeyboardInterrupt, EOFError):
-            self.session.prompt(pre_run=self._started)
-        self.ended = True
-        self.show([])
-
-    def _started(self):
-        self.loop = self.asyncio.get_running_loop()
-        self.show([])
-        self._changed()  # it may be over already
-
-    def _enter(self, event):
-        buffer, client = event.current_buffer, self.client
-        text = buffer.text.rstrip("\n")
-        if client.state != "in" and text.strip() != "/quit":
-            if client.state == "lost":
-                client.state = "rejoining"
-                threading.Thread(target=self._rejoin, name="rejoin", daemon=True).start()
-            return  # what is typed stays
-        buffer.append_to_history()
-        buffer.reset()
-        if self.asked and text.strip().lower() in ("y", "yes", "quit", "exit"):
-            text = "/quit"
-        elif text.strip() in ("quit", "exit"):
-            self.asked = True
-            return client.say_here("leave the room? y leaves, anything else stays")
-        elif self.asked and text.strip().lower() in ("n", "no"):
-            text = ""
-        self.asked = False
-        client.enter_line(text)
-
-    def _rejoin(self):
-        client = self.client
-        try:
-            client.join(client.name, self._next_name)
-        except ChatError as error:
-            client.state = "lost"
-            client.say_here(f"{error}; Enter tries again, /quit leaves", "error")
-        self._changed()
-
-    def _next_name(self, error):
-        if type(error.name) is not str:
-            raise error
-        return error.name
-
-    def _changed(self):
-        client = self.client
-        self._call(self._exit if client.leaving or client.state == "over" else self.session.app.invalidate)
-
-    def _exit(self):
-        app = self.session.app
-        if app.future and not app.future.done():
-            app.exit(result="")
-
-    def _call(self, function):
-        # The loop may end at any moment; then there is no prompt left to change.
-        loop = self.loop
-        if loop:
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(function)
-
-    def show(self, lines):
-        """Have these lines printed above the prompt; called by any thread, never waits."""
-        with self.lock:
-            self.waiting.extend(lines)
-            while len(self.waiting) > SCREEN_LINES:
-                self.waiting.popleft()
-                self.skipped += 1
-        if self.ended:
-            self._print(self._batch())
-        else:
-            self._call(self._start_printing)
-
-    def _start_printing(self):
-        if not self.printing and not self.session.app.is_done:
-            self.printing = True
-            self.session.app.create_background_task(self._keep_printing())
-
-    async def _keep_printing(self):
-        try:
-            while self.waiting:
-                await self.run_in_terminal(lambda: self._print(self._batch()))
-                await self.asyncio.sleep(SCREEN_SECONDS)
-        finally:
-            self.printing = False
-
-    def _batch(self):
-        with self.lock:
-            lines, self.waiting = list(self.waiting), collections.deque()
-            skipped, self.skipped = self.skipped, 0
-        return ([[("system", f"… {skipped:,} lines skipped")]] if skipped else []) + lines
-
-    def _print(self, lines):
-        output = self.session.app.output
-        output.write_raw("".join([self.paint(pieces).replace("\n", "\r\n") + "\r\n" for pieces in lines]))
-        output.flush()
-
-
 def login_name():
     """The name under which a person is logged in, made into one that a room may accept."""
     try:
@@ -2267,7 +2639,7 @@ def join(address="", name=None, log=None):
             raise error
         return free
 
-    screen = _prompt_screen(client) if is_terminal(sys.stdin, sys.stdout) else None
+    screen = open_screen(client) if is_terminal(sys.stdin, sys.stdout) else None
     try:
         if screen:
             name = name or ask("Your name", login_name())
@@ -2283,17 +2655,27 @@ def join(address="", name=None, log=None):
         raise ChatError(client.failure or "the connection was lost")
 
 
-def _prompt_screen(client):
-    try:
-        return PromptScreen(client)
-    except ImportError:
-        hint = "the package prompt_toolkit is missing, so the input line is a plain one"
-    except Exception as error:  # a class that exists on Windows only, so it is told by its name
-        if type(error).__name__ != "NoConsoleScreenBufferError":
-            raise
-        hint = "this is no terminal window, so the input line is a plain one"
-    print(f"({hint})")
-    return None
+def open_screen(client):
+    """A terminal for this client; None, and a hint, where there cannot be one."""
+    screen = make_screen(client.take_line, client.prompt, client.status,
+                         lambda before: complete(before, COMMANDS, client.people),
+                         {"f2": lambda: _next_times(client)})
+    if screen:
+        if client.log is not None:
+            screen.skip_note = " (they are in the recording)"
+
+        def changed(seconds=0.0):
+            if client.leaving or client.state == "over":
+                screen.end()
+            else:
+                screen.refresh(seconds)
+
+        client.show, client.changed, client.give_back = screen.show, changed, screen.give_back
+    return screen
+
+
+def _next_times(client):
+    _run_times(client, TIMES[(TIMES.index(client.times) + 1) % len(TIMES)])
 
 
 def ask(question, default=""):
@@ -2333,8 +2715,10 @@ def pace(timed, speed, clock=time.monotonic, sleep=time.sleep):
     due = clock()
     for step, event in timed:
         due += step / speed
-        while due > clock():
-            sleep(min(due - clock(), 3600.0))  # systems differ in how long they can
+        wait = due - clock()
+        while wait > 0:
+            sleep(min(wait, 3600.0))  # systems differ in how long they can
+            wait = due - clock()
         yield event
 
 

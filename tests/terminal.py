@@ -18,7 +18,7 @@ try:
 except ImportError:  # Windows has none of them; the tests that need a terminal are skipped there
     pass
 
-SECONDS = 15  # for anything to appear; only a failing test waits so long
+SECONDS = 10  # for anything to appear; only a failing test waits so long
 
 
 class Terminal:
@@ -85,8 +85,12 @@ class Terminal:
         self.wait(lambda: any(re.search(pattern, row) for row in self.rows()), pattern)
 
     def see_prompt(self, typed):
-        """Wait until the last row is exactly this."""
-        self.wait(lambda: self.rows()[-1:] == [typed], typed)
+        """Wait until the input line, above the bar with the status, is exactly this."""
+        self.wait(lambda: self.rows()[-2:-1] == [typed], typed)
+
+    def see_bar(self, pattern):
+        """Wait until the bar below the input line matches this pattern."""
+        self.wait(lambda: self.rows() and re.search(pattern, self.rows()[-1]), pattern)
 
     def exit_code(self):
         """Wait until the program ends by itself."""

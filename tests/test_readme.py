@@ -33,8 +33,8 @@ def test_every_request_event_and_reply_is_in_the_readme():
 
 
 def test_every_slash_command_is_in_the_readme():
-    for name, command in chat.COMMANDS.items():
-        assert f"`/{name} {command.usage}".rstrip() + "`" in README
+    for name, command in [*chat.COMMANDS.items(), *chat.CONSOLE_COMMANDS.items()]:
+        assert f"`/{name} {command.usage}".rstrip().replace("|", "\\|") + "`" in README
 
 
 def test_every_option_is_in_the_readme():

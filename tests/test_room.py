@@ -102,7 +102,7 @@ def test_n_rises_by_one_from_the_session_line_on(room):
     ann = enter(room, "ann")
     say(room, ann, "one", "two", "three")
     room.nick(ann, "anna")
-    room.notice("all is well")
+    room.announce("notice", text="all is well")
     room.leave(ann, "left")
     room.flush()
     assert numbers(ann.out.lines()) == list(range(8))
@@ -121,7 +121,7 @@ def test_a_round_is_one_send_to_each_however_many_lines_it_has(room):
     before = bob.out.sends
     for number in range(100):
         talk(room, ann, f"line {number}")
-    room.notice("and this")
+    room.announce("notice", text="and this")
     room.flush()
     assert bob.out.sends == before + 1
     assert len(texts(bob.out.lines())) == 100
@@ -148,7 +148,7 @@ def test_nobody_is_shown_what_is_not_in_the_recording(room):
 def test_an_event_made_during_a_round_is_carried_out_by_whoever_flushes(room):
     ann = enter(room, "ann")
     write, late = room.recording.write, ["meanwhile"]
-    room.recording.write = lambda lines: write(lines) or (late and room.notice(late.pop()))
+    room.recording.write = lambda lines: write(lines) or (late and room.announce("notice", text=late.pop()))
     say(room, ann, "now")
     assert words(ann.out.lines())[-2:] == ["now", "notice"]
 
@@ -165,7 +165,7 @@ def test_an_event_made_as_a_round_ends_is_not_left_behind(room):
 
         def release(self):
             if self.late:
-                room.notice(self.late.pop())
+                room.announce("notice", text=self.late.pop())
                 room.flush()
             self.lock.release()
 
@@ -178,7 +178,7 @@ def test_an_event_made_as_a_round_ends_is_not_left_behind(room):
 def test_who_flushes_does_not_have_to_go_on_for_ever(room):
     ann, wakes = enter(room, "ann"), []
     room.wake = lambda: wakes.append(True)
-    room.recording.write = lambda lines: room.notice("somebody always speaks")
+    room.recording.write = lambda lines: room.announce("notice", text="somebody always speaks")
     say(room, ann, "hi")
     assert len(wakes) == 1, "the rest is for the helper"
     assert len(ann.out.lines()) == 3 + chat.ROUNDS  # welcome, session and join came before
@@ -337,7 +337,8 @@ def test_a_newcomer_is_given_welcome_session_history_its_join_and_what_follows(r
     say(room, ann, "three")
     lines = bob.out.lines()
     assert words(lines) == ["welcome", "session", "join", "one", "two", "join", "three"]
-    assert {**lines[0], "t": 0} == {"re": "welcome", "t": 0, "you": "bob", "n": 3, "people": ["ann", "bob"], "id": 7}
+    assert {**lines[0], "t": 0} == {"re": "welcome", "t": 0, "you": "bob", "n": 3, "people": ["ann", "bob"],
+                                    "recorded": True, "id": 7}
     assert lines[5] == {"ev": "join", "n": 4, "t": lines[5]["t"], "who": "bob", "from": 1}
     assert numbers(lines) == [0, 1, 2, 3, 4, 5]
 
@@ -1000,7 +1001,7 @@ def test_nothing_follows_the_end(room):
     room.flush()
     say(room, ann, "from beyond")
     room.leave(ann, "left")
-    room.notice("one more thing")
+    room.announce("notice", text="one more thing")
     room.flush()
     assert words(map(json.loads, room.recording.lines())) == ["join", "end"]
 

@@ -563,10 +563,11 @@ def test_a_folder_that_cannot_be_made_is_told_in_one_sentence(tmp_path):
 def test_on_a_full_disk_everyone_is_told_once_and_the_chat_goes_on(serve, log):
     server = serve("--log", log, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)))
     with joined(server, "ann") as ann, joined(server, "bob") as bob:
+        told = []
         for number in range(60):
             ann.say(f"line {number} " + "x" * 40)
-        for peer in (ann, bob):
-            lines = peer.until(text="line 59 " + "x" * 40)
+            told += ann.until(text=f"line {number} " + "x" * 40)
+        for peer, lines in ((ann, told), (bob, bob.until(text="line 59 " + "x" * 40))):
             assert [line["text"] for line in lines if line["ev"] == "say"] == [
                 f"line {number} " + "x" * 40 for number in range(60)]
             (notice,) = [line for line in lines + peer.settle() if line["ev"] == "notice"]
@@ -723,7 +724,7 @@ def test_the_console_prints_what_came_while_it_was_printing_before_it_stops():
         assert go_on.wait(15)
         Screen.write(screen, lines)
 
-    screen.console.write = write_slowly
+    screen.console.print_lines = write_slowly
     screen.console.thread.start()
     talked(room, [1])
     assert printing.wait(15)

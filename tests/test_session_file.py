@@ -546,7 +546,7 @@ def test_a_session_of_a_newer_chat_is_refused(path):
 def test_a_server_that_goes_on_leaves_no_gap_and_nobody_behind(path):
     put(path, WHOLE, LAST[:9])
     room = chat.open_room("another name", path, 50, 0)
-    room.notice("here again")
+    room.announce("notice", text="here again")
     room.flush()
     room.recording.close()
     with open(path, "rb") as file:

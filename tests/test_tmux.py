@@ -82,7 +82,7 @@ def test_three_people_talk_one_leaves_one_comes_late(tmux, tmp_path):
     tmux.enter("eve", "/quit")
     tmux.see("ann", "-- eve left$")
     tmux.open("zoe", f"{join} zoe")
-    tmux.see("zoe", "-- you are zoe; 3 here: ann, боб, zoe$")
+    tmux.see("zoe", "-- you are zoe; 3 here: ann, боб, zoe; this session is recorded$")
     tmux.see("zoe", "ann: half a line of mine, and the rest$")
     tmux.see("ann", "-- zoe joined$")
     tmux.run("send-keys", "-t", "server", "C-c")
