@@ -96,6 +96,7 @@ test)
 bench)
     shift
     build
+    install test
     exec "$venv/bin/python" "$top/tests/bench.py" "$@"
     ;;
 *)

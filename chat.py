@@ -33,7 +33,7 @@ The rules of the house:
     7. Requests, commands, events and styles are tables. No mutable state at module level.
 
 The map:
-    limits, lines, rendering, session file, room, doors, screen, server, client, replay, command line
+    limits, lines, rendering, session file, room, doors, screen, server, client, replay, menu, command line
 """
 
 import _thread
@@ -50,6 +50,7 @@ import os
 import queue
 import re
 import selectors
+import shlex
 import signal
 import socket
 import sys
@@ -107,6 +108,7 @@ RATE_BURST = 4  # seconds' worth that may come at once
 RATE_AHEAD = 60.0  # seconds; whoever sent more than that beyond the limit is cut
 WHO_PEOPLE = 100  # a `who` costs one request for each so many people that it lists
 
+LISTED_BYTES = 8 << 20  # of a recording that is read whole to be listed
 OPENING_LINES = 100  # of a file, among which its session line must be
 RETRY_SECONDS = 1.0  # between attempts to record again
 BACKLOG_BYTES = 1 << 20  # of lines kept for the recording while it fails
@@ -121,6 +123,7 @@ SCREEN_CHARACTERS = 256 << 10  # the same
 MUTE_MINUTES = 5
 UNSENT_SECONDS = 1.0  # after which a line without its echo counts as still on its way
 CONNECT_SECONDS = 10.0
+RECENT = 5  # addresses that the menu remembers
 AHEAD = 100  # lines that a script may be ahead of the server's confirmation
 ACKNOWLEDGE_SECONDS = 2.0  # how long a leaving client waits for the server's last line
 
@@ -2265,7 +2268,7 @@ class Client:
     # `show` prints lists of pieces; `changed` is called when what the prompt says may have changed. The
     # receiver thread calls both, and they must not make it wait.
 
-    def __init__(self, host, port, log=None):
+    def __init__(self, host, port, log=None, times=TIMES[0]):
         self.host, self.port, self.log = host, port, log
         self.show, self.changed, self.give_back = (lambda *anything, **more: None,) * 3
         self.name = self.session = self.connection = self.recording = self.receiver = None
@@ -2279,7 +2282,7 @@ class Client:
         self.line, self.unconfirmed = "", {}  # id: (line, when sent), until the server answers it
         self.news = threading.Condition()  # of state and unconfirmed
         # What the person likes:
-        self.times, self.quiet, self.bell, self.ignored = TIMES[0], False, "on", set()
+        self.times, self.quiet, self.bell, self.ignored = times, False, "on", set()
         self.last_teller = None  # whom /r answers
 
     def join(self, name, choose_name):
@@ -2614,6 +2617,35 @@ def _read_plain(typed, watch):
             return
 
 
+def state_folder():
+    """Where this system keeps what a program remembers for a person."""
+    home = os.path.expanduser("~")
+    if sys.platform == "win32":
+        return os.path.join(os.environ.get("LOCALAPPDATA") or home, "chat")
+    if sys.platform == "darwin":
+        return os.path.join(home, "Library", "Application Support", "chat")
+    return os.path.join(os.environ.get("XDG_STATE_HOME") or os.path.join(home, ".local", "state"), "chat")
+
+
+def recent_addresses():
+    """The addresses that were joined last, newest first."""
+    try:
+        with open(os.path.join(state_folder(), "recent.txt"), encoding="utf-8") as file:
+            lines = [clean_row(line.strip()) for line in file]
+    except (OSError, ValueError):
+        return []
+    return [line for line in lines if line][:RECENT]
+
+
+def remember_address(address):
+    """Put an address in front of those that were joined last; a home that cannot be written has none."""
+    addresses = [address] + [other for other in recent_addresses() if other != address]
+    with contextlib.suppress(OSError):
+        os.makedirs(state_folder(), exist_ok=True)
+        with open(os.path.join(state_folder(), "recent.txt"), "w", encoding="utf-8") as file:
+            file.write("\n".join(addresses[:RECENT]) + "\n")
+
+
 def login_name():
     """The name under which a person is logged in, made into one that a room may accept."""
     try:
@@ -2623,12 +2655,12 @@ def login_name():
     return name or "guest"
 
 
-def join(address="", name=None, log=None):
+def join(address="", name=None, log=None, times=TIMES[0]):
     """Take part in the room at this address until the person leaves or it ends."""
     host, port = parse_address(address)
     if log and os.path.exists(log):
         raise ChatError(f"{log} exists already; choose another name")
-    client, typed = Client(host, port, log), name is not None
+    client, typed = Client(host, port, log, times), name is not None
 
     def choose_name(error):
         free = error.name if type(error.name) is str else ""
@@ -2644,6 +2676,7 @@ def join(address="", name=None, log=None):
         if screen:
             name = name or ask("Your name", login_name())
             client.join(name, choose_name)
+            remember_address(address or "127.0.0.1")
             screen.run()
         else:
             run_plain(client, name or login_name(), choose_name)
@@ -2683,7 +2716,7 @@ def ask(question, default=""):
     try:
         return input(f"{question}{f' [{default}]' if default else ''}: ").strip() or default
     except EOFError:
-        raise ChatError("no answer") from None
+        raise ChatError("there was no answer", "no-answer") from None
 
 
 def parse_address(address):
@@ -2736,6 +2769,33 @@ def open_session(file):
     return viewer, session, itertools.chain(opening, events)
 
 
+def list_recordings(folder):
+    """The recordings in a folder, newest first, as (path, date and room and people and length)."""
+    found = []
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder):
+            path = os.path.join(folder, name)
+            if name.endswith(".jsonl"):
+                with contextlib.suppress(OSError, ChatError), open(path, "rb") as file:
+                    found.append((os.path.getmtime(path), path, _describe_recording(file)))
+    return [(path, label) for changed, path, label in sorted(found, reverse=True) if label]
+
+
+def _describe_recording(file):
+    viewer, session, events = open_session(file)
+    if not session:
+        return None
+    label = f"{clean_row(session['start'][:16]).replace('T', ' ')}  {clean_row(session['room'])}"
+    if os.fstat(file.fileno()).st_size > LISTED_BYTES:
+        return label
+    people, last = set(), 0.0
+    for event in events:
+        last = max(last, event["t"])
+        if event.get("ev") == "join":
+            people.add(event["who"])
+    return f"{label}, {len(people)} people, {last / 60:.0f} min{f', as {clean_row(viewer)} saw it' if viewer else ''}"
+
+
 def replay(path, speed=1.0, max_gap=2.0, instant=False, out=None):
     """Print a recorded session as it happened; returns when it is over."""
     out = out or sys.stdout
@@ -2756,11 +2816,126 @@ def replay(path, speed=1.0, max_gap=2.0, instant=False, out=None):
                 show([pieces])
 
 
+# === menu =========================================================================================
+# What somebody meets who starts the program bare, as by a double click: it asks only what is needed, shows
+# the command line that the answers stand for, and runs that.
+
+
+def choose(title, labels):
+    """Have the person choose one of these labels; returns its index."""
+    if is_terminal(sys.stdin, sys.stdout):
+        try:
+            from prompt_toolkit.shortcuts import choice
+
+            return choice(title, options=list(enumerate(labels)), show_frame=True)
+        except ImportError:
+            pass
+        except Exception as error:  # as in make_screen
+            if type(error).__name__ != "NoConsoleScreenBufferError":
+                raise
+    print(f"\n{title}")
+    for number, label in enumerate(labels, 1):
+        print(f"  {number}. {label}")
+    return ask_until("Number", "1", lambda text: range(len(labels))[_whole(text, len(labels)) - 1])
+
+
+def _whole(text, most):
+    if not text.isdigit() or not 1 <= int(text) <= most:
+        raise ChatError(f"{clean_row(text)} is not a number from 1 to {most}")
+    return int(text)
+
+
+def ask_until(question, default, check):
+    """Ask until `check` takes the answer instead of raising a ChatError; returns what it returns."""
+    while True:
+        try:
+            return check(ask(question, default))
+        except ChatError as error:
+            if error.code == "no-answer":
+                raise
+            print(f"{error}.")
+
+
+def _menu_host():
+    everyone = choose("Who can come in?", ["this computer only", "everyone on this network"])
+    room = ask_until("Room", "chat", lambda text: check_text(text) or text)
+    record = choose("Record what is said?", ["no", "yes, into a new file in sessions/"])
+    return (["serve"] + ["--lan", "--open"] * everyone + (["--room", room] if room != "chat" else [])
+            + ["--log"] * record)
+
+
+def _menu_join():
+    recent = recent_addresses()
+    number = choose("Where?", recent + ["another address"]) if recent else 0
+    if number < len(recent):
+        return ["join", recent[number]]
+    address = ask_until("Address, as `serve` prints it", "127.0.0.1", lambda text: parse_address(text) and text)
+    return ["join", address]
+
+
+def _menu_replay():
+    recordings = list_recordings("sessions")
+    if not recordings:
+        raise ChatError("there is no recording in the folder sessions yet; host a chat and have it recorded")
+    return ["replay", recordings[choose("Which one?", [label for path, label in recordings])][0]]
+
+
+def _menu_give():
+    path, python = os.path.abspath(sys.argv[0]), "py" if sys.platform == "win32" else "python3"
+    name = os.path.basename(path)
+    address = (lan_addresses() or ["ADDRESS-OF-THIS-COMPUTER"])[0]
+    for line in ("This program is one file:", f"  {path}",
+                 "Copy it to a USB stick or send it, as any file. There, with Python 3.8 or newer, one types:",
+                 f"  {python} {name} join {address}",
+                 "while you host a chat for everyone on this network, here:",
+                 f"  {python} {name} serve --lan --open"):
+        print(line)
+    return None
+
+
+MENU = (("host a chat", _menu_host), ("join a chat", _menu_join), ("replay a recording", _menu_replay),
+        ("give this program to a classmate", _menu_give), ("quit", None))
+
+
+def menu(run):
+    """Offer what can be done until the person quits; `run` takes the words of a command line."""
+    while True:
+        try:
+            function = MENU[choose("What would you like to do?", [label for label, function in MENU])][1]
+            if not function:
+                return
+            words = function()
+            if words:
+                python = "py" if sys.platform == "win32" else "python3"
+                program = os.path.basename(sys.argv[0])
+                print(f"\n{python} {program} {' '.join(map(shlex.quote, words))}\n", flush=True)
+                run(words)
+        except ChatError as error:
+            if error.code == "no-answer":
+                return
+            print(f"{error}.")
+        except KeyboardInterrupt:
+            return
+
+
 # === command line =================================================================================
 # argparse is used nowhere else; the functions above take plain arguments.
 
+def _add_command(commands, name, words, examples, run):
+    # One command with its examples; every command may be told to write no colours.
+    program = os.path.basename(sys.argv[0]) or "chat.pyz"
+    parser = commands.add_parser(
+        name, help=words, description=words[0].upper() + words[1:] + ".",
+        epilog="examples:\n" + "\n".join(f"  {program} {name} {example}".rstrip() for example in examples),
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--no-color", action="store_true", help="write no colours; so does NO_COLOR=1")
+    parser.set_defaults(run=run, parser=parser)
+    return parser
+
+
 def _add_serve(commands):
-    parser = commands.add_parser("serve", help="open a room on this computer")
+    parser = _add_command(commands, "serve", "open a room on this computer", (
+        "", "--lan --open", "--lan --open --room lab --log", "--log lab.jsonl --port 0"), _run_serve)
     parser.add_argument("--host", help="listen on this address (default: 127.0.0.1, this computer only)")
     parser.add_argument("--port", type=int, default=PORT, help=f"default {PORT}; 0 takes any free one")
     parser.add_argument("--lan", action="store_true", help="listen on all addresses; needs --open")
@@ -2773,7 +2948,6 @@ def _add_serve(commands):
     parser.add_argument("--rate", type=_count, default=RATE, metavar="N",
                         help=f"requests per second and person (default {RATE}; 0: no limit)")
     parser.add_argument("--max-people", type=_count, default=0, metavar="N", help="0 (the default): no limit")
-    parser.set_defaults(run=_run_serve, parser=parser)
 
 
 def _count(text):
@@ -2812,28 +2986,29 @@ def _check_log(options):
 
 
 def _add_join(commands):
-    parser = commands.add_parser("join", help="take part in a room")
+    parser = _add_command(commands, "join", "take part in a room", (
+        "", "192.168.1.5", "192.168.1.5:7012 --name bob", "--name bob --log"), _run_join)
     parser.add_argument("address", nargs="?", default="", metavar="ADDRESS",
                         help=f"host, host:port or [v6]:port (default 127.0.0.1:{PORT})")
     parser.add_argument("--name", help="what the others see (default: asked for, or the login name)")
     parser.add_argument("--log", nargs="?", const="", metavar="FILE.jsonl",
                         help="record what you see, without FILE into a new one in sessions/")
-    parser.set_defaults(run=_run_join, parser=parser)
+    parser.add_argument("--times", choices=TIMES, default=TIMES[0], help="how the time of a line is shown")
 
 
 def _run_join(options):
     _check_log(options)
-    join(options.address, options.name, options.log)
+    join(options.address, options.name, options.log, options.times)
 
 
 def _add_replay(commands):
-    parser = commands.add_parser("replay", help="watch a recorded session again")
+    parser = _add_command(commands, "replay", "watch a recorded session again", (
+        "lab.jsonl", "lab.jsonl --speed 4", "lab.jsonl --instant"), _run_replay)
     parser.add_argument("file", metavar="FILE")
     parser.add_argument("--speed", type=_speed, default=1.0, metavar="X", help="2 is twice as fast")
     parser.add_argument("--max-gap", type=_seconds, default=2.0, metavar="S",
                         help="no silence longer than this (default 2; 0: as it was)")
     parser.add_argument("--instant", action="store_true", help="print everything at once")
-    parser.set_defaults(run=_run_replay, parser=parser)
 
 
 def _seconds(text):
@@ -2862,18 +3037,29 @@ def main(argv=None):
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a character that a terminal lacks must not end the program
             stream.reconfigure(errors="replace")
+    words = sys.argv[1:] if argv is None else argv
+    return _run(words) if words else _guarded(menu, _run)
+
+
+def _run(words):
     program = os.path.basename(sys.argv[0]) or "chat.pyz"
-    parser = argparse.ArgumentParser(prog=program, description="A chat for people on one network, in one file.")
+    parser = argparse.ArgumentParser(
+        prog=program, description="A chat for people on one network, in one file. Without a command: a menu.")
     parser.add_argument("--version", action="version", version=f"chat {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for add in (_add_serve, _add_join, _add_replay):
         add(commands)
-    options = parser.parse_args(argv)
-    if not hasattr(options, "run"):
-        parser.print_help()
-        return 0
+    options = parser.parse_args(words)
+    if getattr(options, "no_color", False):
+        os.environ["NO_COLOR"] = "1"
+    return _guarded(options.run, options)
+
+
+def _guarded(function, *arguments):
+    # Everything that may go wrong, told in one sentence; returns the exit code.
+    program = os.path.basename(sys.argv[0]) or "chat.pyz"
     try:
-        options.run(options)
+        function(*arguments)
     except ChatError as error:
         print(f"{program}: {error}.", file=sys.stderr)
         return 1

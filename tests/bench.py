@@ -1,32 +1,37 @@
 """Measures chat beside a naive server, and the terminal client while a room is loud.
 
-    ./build.sh bench                     everything, about six minutes
-    ./build.sh bench --quick             everything once and shorter, about a minute
+    ./build.sh bench                     everything, three to five minutes
+    ./build.sh bench --quick             everything once and shorter, about half a minute
     ./build.sh bench --only flood,start  the cells with these names or beginnings of names
-    ./build.sh bench --help              the names, and the other options
+    ./build.sh bench --help              their names, and the other options
 
 How to read the figures:
-    * Only ratios within one run mean something. The two columns of a table are measured in turn, a fresh
-      server each time, and the medians of --runs are shown; below 20 % of difference there is none.
+    * Only ratios within one run mean something. The columns of a table are measured in turn, a fresh server
+      each time; the medians of --runs are shown. A difference of less than 20 % is none.
     * CPU us per delivery is the figure to trust: user and system time of the server, all threads, for each
       message that arrived whole at one receiver. On loopback the sender also pays for the receiver's TCP.
-    * The load is made by this process. Where its CPU share is near 1 it is the limit of deliveries per
-      second, not the server; the CPU per delivery is right all the same.
-    * flood N/S: N members, of whom S talk: 100 bytes a message, one send each, at most 64 of them on their
+    * This process makes the load. Where its CPU share is near 1, it and not the server is the limit of
+      deliveries per second, and where both shares add up to 1 they had to share a processor.
+    * flood-N/S: N members, of whom S talk: 100 bytes a message, one send each, at most 64 of them on their
       way (S = 1) or 4 of each talker. Bigger batches are cheaper, so this window is part of the figure.
-    * "wrong" counts lost, doubled, reordered and torn messages of all members, and members that received
-      other bytes than the rest. It must be 0; else this program ends with exit code 1.
+    * "wrong" counts lost, doubled, reordered and torn messages at all members, and the members to whom
+      other bytes came than to the rest. If it is not 0 for chat, the exit code is 1.
     * The naive server is what tutorials show: a thread per client, and sendall to everyone under one lock.
-    * Typing: a key's echo is the time from writing it into the terminal until the program has drawn it.
-      Each key is a letter that occurs nowhere else in the output, so that is when its bytes come out.
+      It leaves it to the system to gather small packets (with TCP_NODELAY its floods cost twice as much),
+      and it stops for everyone when one member stops reading: what is "wrong" there did not arrive.
+    * Typing: a key's echo is the time from when it was due to be typed until the program has drawn it.
+      Each key is a letter that occurs nowhere else in the output, so it is drawn when its bytes come out.
+      "wrong" counts lines neither shown nor announced as skipped, lines shown twice, keys that the terminal
+      itself showed amid what was printed, a key that never appeared and, where pyte is installed, a screen
+      whose last row is not the whole input line.
 
 CPU and memory come from /proc, so from Linux only; elsewhere these figures are "-".
 """
 import argparse
-import bisect
 import collections
 import contextlib
 import functools
+import itertools
 import json
 import os
 import platform
@@ -48,38 +53,34 @@ from pathlib import Path
 try:
     import fcntl
     import pty
+    import resource
     import struct
     import termios
 except ImportError:  # Windows
-    pty = None
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None
+    pty = resource = None
 try:
     import pyte
 except ImportError:
     pyte = None
 
 TOP = Path(__file__).resolve().parent.parent
-KEYS = "абвгдежзийклмнопрстуфхцчшщъыьэюяαβγδεζηθικλμνξπρσ"  # no two alike, and none in what is said meanwhile
+KEYS = "абвгдежзийклмнопрстуфхцчшщъыьэюяαβγδεζηθικλμνξπρσ"  # no two alike, and none in what is said
 READ_BYTES = 1 << 16
 QUIET_SECONDS = 2.0  # without any delivery: nothing more will come
-ENTER_SECONDS = 150.0  # for everyone to be in, or gone
+CROWD_SECONDS = 150.0  # for everyone to be in, or gone
+START_SECONDS = 20.0
+WELCOME, START = b'"re":"welcome"', b'"text":"start"}\n'
+TALK = re.compile(rb'\{"ev":"say"[^{}\n]*"who":"m(\d+)","text":"(\1 (\d+) x*)"[^{}"\n]*\}')
 clock = time.perf_counter
 
 
 class Failure(Exception):
-    """A cell that could not be measured, and why."""
-
-
-# === the naive server =============================================================================
+    """Something that could not be measured, and why."""
 
 
 def naive(port):
-    """Serve a room the way tutorials do: a thread per client, sendall to everyone under one lock."""
-    raise_limits()
-    lock, members, numbers = threading.Lock(), {}, iter(range(1, 1 << 60))
+    """Serve a room as tutorials do: a thread per client, sendall to everyone under one lock."""
+    lock, members, numbers = threading.Lock(), {}, itertools.count(1)
 
     def tell_all(word, name, **more):
         with lock:
@@ -94,8 +95,7 @@ def naive(port):
     def attend(sock):
         name = None
         with contextlib.suppress(OSError), sock, sock.makefile("rb") as lines:
-            for line in lines:
-                request = json.loads(line)
+            for request in map(json.loads, lines):
                 if request["do"] == "hello":
                     name = request["name"]
                     with lock:
@@ -112,10 +112,9 @@ def naive(port):
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", port))
-        listener.listen(1024)  # tutorials have 5; then a storm would measure how long the system waits
+        listener.listen(1024)  # tutorials have 5; a storm would then measure how long the system waits
         while True:
-            sock, _ = listener.accept()
-            threading.Thread(target=attend, args=(sock,), daemon=True).start()
+            threading.Thread(target=attend, args=(listener.accept()[0],), daemon=True).start()
 
 
 # === processes ====================================================================================
@@ -124,15 +123,15 @@ def naive(port):
 def raise_limits():
     """Let this process have as many sockets as it may."""
     if resource:
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         with contextlib.suppress(OSError, ValueError):
+            hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def cpu_seconds(pid):
     """The CPU time that a process has used; None where the system does not tell."""
-    # The threads' own figures are exact, but miss threads that have ended; the process's has them, in
-    # steps of a hundredth of a second. So neither is ever too high.
+    # The threads' own figures are exact but miss threads that have ended; the process's has those, in
+    # steps of a hundredth of a second. Neither is ever too high.
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")")[-1].split()
     except OSError:
@@ -151,113 +150,99 @@ def memory(pid, field="VmRSS"):
     return None
 
 
-def minus(after, before):
-    """The difference, None if there is none to be had."""
-    return None if after is None or before is None else after - before
-
-
-def free_port():
-    """A port on which nobody listens at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def per(after, before, parts):
+    """How much of a difference falls to each part; None where the system does not tell."""
+    return None if after is None or not parts else (after - before) / parts
 
 
 @contextlib.contextmanager
-def running(command, **options):
-    """A process that is there no longer afterwards, whatever happens."""
+def running(command, seconds=600.0, **options):
+    """A process that is gone afterwards, whatever happens, and does not live longer than this."""
     process = subprocess.Popen(command, **options)
+    limit = threading.Timer(seconds, process.kill)
+    limit.daemon = True
+    limit.start()
     try:
         yield process
     finally:
+        limit.cancel()
         process.kill()
         process.wait()
 
 
 @contextlib.contextmanager
-def serving(setup, variant, extra=()):
+def serving(setup, variant):
     """A server that accepts: its process id and port."""
-    port = free_port()
-    command = [word.replace("{port}", str(port)) for word in setup.servers[variant]] + list(extra)
-    with tempfile.TemporaryFile() as errors:
-        with running(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors,
-                     env=setup.environment()) as process:
-            try:
-                wait_until_accepts(process, port)
-            except Failure as failure:
-                errors.seek(0)
-                raise Failure(f"{failure}: {errors.read().decode(errors='replace').strip()}") from None
-            yield process.pid, port
-
-
-def wait_until_accepts(process, port):
-    """Return as soon as this server takes a connection."""
-    until = clock() + 20
-    while clock() < until and process.poll() is None:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 5):
-            return
-        time.sleep(0.001)
-    raise Failure("the server does not accept")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [word.replace("{port}", str(port)) for word in setup.servers[variant]]
+    with running(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                 env=setup.environment()) as process:
+        until, accepts = clock() + START_SECONDS, False
+        while not accepts:
+            if clock() > until or process.poll() is not None:
+                raise Failure("the server does not accept")
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 5):
+                accepts = True
+            time.sleep(0 if accepts else 0.001)
+        yield process.pid, port
 
 
 @contextlib.contextmanager
-def terminal(command, size, environment):
-    """A program in a terminal of its own: the process, and the terminal's end to read and write."""
+def joined(setup, port, home=None):
+    """A `join` in a terminal of its own whose prompt is there: process id, terminal, and what it printed."""
     if not pty:
         raise Failure("this system has no pty")
-    columns, rows = size
+    columns, rows = setup.screen
     master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    os.set_blocking(master, False)
+    command = setup.chat + ["join", f"127.0.0.1:{port}", "--name", "typist"]
     try:
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-        os.set_blocking(master, False)
         with running(command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
-                     env=dict(environment, TERM="xterm-256color")) as process:
-            os.close(slave)
-            slave = None
-            yield process, master
+                     env=dict(setup.environment(home), TERM="xterm-256color")) as process:
+            said, until = b"", clock() + START_SECONDS
+            while b"typist>" not in said:
+                if clock() > until or process.poll() is not None:
+                    raise Failure("no prompt appeared: " + said.decode(errors="replace")[-300:])
+                time.sleep(0.001)
+                said += read_terminal(master, READ_BYTES)
+            yield process.pid, master, said
     finally:
         os.close(master)
-        if slave is not None:
-            os.close(slave)
+        os.close(slave)
 
 
-def read_terminal(master, most=1 << 20):
-    """What has come out of the program by now, at most so many bytes."""
+def read_terminal(master, most):
+    """What has come out of a terminal by now, at most so many bytes."""
     data = b""
     with contextlib.suppress(BlockingIOError):
         while len(data) < most:
-            try:
-                more = os.read(master, min(READ_BYTES, most - len(data)))
-            except BlockingIOError:
-                raise
-            except OSError:
-                more = b""  # Linux's way to say that the program has ended
-            if not more:
-                raise Failure("the client ended: " + data[-300:].decode(errors="replace"))
-            data += more
+            data += os.read(master, most - len(data))
     return data
 
 
 # === load =========================================================================================
 # All members of a run are sockets of one selector. They must all receive the same bytes, so whoever is
-# the first to receive a stretch writes it to the log, and all others are compared with it. That checks
-# every delivery for the price of comparing memory. A member that received something else is kept apart
-# from there on, and counted line by line afterwards.
+# the first to receive a stretch writes it to the log, and all others are compared with it: this checks
+# every delivery for the price of comparing memory. Who receives something else is kept apart from there
+# on, and counted line by line afterwards.
 
 
 class Guest:
-    """One member: its socket, how far in the log it is, and what it has still to send."""
+    """One member."""
 
-    def __init__(self, sock, number):
+    def __init__(self, sock, number, take):
         self.sock, self.number = sock, number
-        self.take = None  # what is done with the bytes that arrive
-        self.rest = b""  # of a line that has not arrived whole
-        self.place = 0
-        self.other = None  # what came from the first byte on that was not as in the log
-        self.sent = self.arrived = 0
+        self.take = take  # what is done with the bytes that arrive; None: nobody reads them
+        self.marker, self.rest = WELCOME, b""  # what it waits for, and what may be the beginning of that
+        self.place = 0  # in the log, up to which it has everything
+        self.other = None  # what came from where it was no longer as in the log
+        self.sent = self.arrived = 0  # of its own messages
         self.unsent = b""
-        self.witness = None  # the member whose receiving opens this one's window
-        self.ends = collections.deque()  # where this one's messages end in the log
+        self.witness = None  # the member at whom its messages have to arrive before it says more
+        self.ends = collections.deque()  # where in the log those end that have not
 
 
 class Load:
@@ -266,28 +251,26 @@ class Load:
     def __init__(self, port, size=100):
         self.port, self.size = port, size
         self.selector = selectors.DefaultSelector()
-        self.guests, self.outside, self.behind = [], 0, 0
+        self.guests, self.outside, self.behind = [], 0, 0  # behind the barrier
         self.log, self.indexed, self.messages = bytearray(), 0, 0
-        self.received = 0  # bytes, by all
+        self.received = 0  # bytes, by all who read
         self.differing = False
-        self.seen = collections.Counter()  # by the observer: joins and leaves
 
     def __enter__(self):
         return self
 
     def __exit__(self, *error):
-        self.close(self.guests)
+        for guest in self.guests:
+            guest.sock.close()
         self.selector.close()
-
-    # --- coming and going ---
 
     def enter(self, count):
         """Let so many members come, as fast as they are let in."""
-        if len(self.guests) + count > 500 and isinstance(self.selector, selectors.SelectSelector):
+        if count > 500 and isinstance(self.selector, selectors.SelectSelector):
             raise Failure("this system's select takes 512 sockets")
-        until, coming = clock() + ENTER_SECONDS, count
+        until, coming = clock() + CROWD_SECONDS, count
         while coming or self.outside:
-            for _ in range(min(coming, 20, 500 - self.outside)):  # else the listen queue overflows
+            for _ in range(min(coming, 20, 500 - self.outside)):  # more would not fit the listen queue
                 self.connect()
                 coming -= 1
             self.turn(0 if coming and self.outside < 500 else 0.05)
@@ -295,42 +278,32 @@ class Load:
                 raise Failure(f"{self.outside} members were not let in")
 
     def connect(self):
-        """One more member, who has said hello."""
-        sock = socket.create_connection(("127.0.0.1", self.port), 20)
-        guest = Guest(sock, len(self.guests))
-        guest.take = self.take_welcome
+        """One more member, who says hello."""
+        sock = socket.create_connection(("127.0.0.1", self.port), START_SECONDS)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        guest = Guest(sock, len(self.guests), self.take_marker)
         sock.sendall(b'{"do":"hello","name":"m%d"}\n' % guest.number)
         sock.setblocking(False)
         self.guests.append(guest)
         self.outside += 1
+        self.behind += 1
         self.selector.register(sock, selectors.EVENT_READ, functools.partial(self.read, guest))
-
-    def close(self, guests):
-        """Let these members go."""
-        for guest in list(guests):
-            self.selector.unregister(guest.sock) if guest.take else None
-            guest.sock.close()
-            self.guests.remove(guest)
-
-    def ignore(self, guest):
-        """Never read from this member's socket again, and do not count it."""
-        self.selector.unregister(guest.sock)
-        guest.take = None
-        self.received -= guest.place
 
     def barrier(self):
         """Have everyone read up to one and the same line; the log begins after it."""
-        until, self.behind = clock() + ENTER_SECONDS, len(self.guests)
-        for guest in self.guests:
-            guest.take = self.take_start
+        until = clock() + CROWD_SECONDS
         self.guests[0].sock.send(b'{"do":"say","text":"start"}\n')
-        while self.behind and clock() < until:
+        while self.behind:
             self.turn(0.05)
-        if self.behind:
-            raise Failure(f"{self.behind} members were not told what was said")
+            if clock() > until:
+                raise Failure(f"{self.behind} members were not told what was said")
 
-    # --- receiving ---
+    def leave(self, guest, close=True):
+        """Let a member go, or only stop reading what it is sent."""
+        self.selector.unregister(guest.sock)
+        guest.take = None
+        if close:
+            guest.sock.close()
 
     def turn(self, seconds):
         """Read what has arrived; wait so long for something."""
@@ -341,47 +314,30 @@ class Load:
         """Take what has arrived for one member."""
         try:
             data = guest.sock.recv(READ_BYTES)
-        except BlockingIOError:
-            return
         except OSError:
             data = b""
         if data:
             guest.take(guest, data)
         else:
-            self.selector.unregister(guest.sock)
-            guest.take = None
+            self.leave(guest, close=False)
 
-    def take_welcome(self, guest, data):
-        guest.rest += data
-        if b'"re":"welcome"' in guest.rest:
-            guest.take, guest.rest = self.take_nothing, b""
-            self.outside -= 1
-
-    def take_nothing(self, guest, data):
-        pass
-
-    def take_comings(self, guest, data):
-        whole, _, guest.rest = (guest.rest + data).rpartition(b"\n")
-        for word in ("join", "leave"):
-            self.seen[word] += whole.count(b'{"ev":"%s"' % word.encode())
-
-    def take_start(self, guest, data):
-        guest.rest += data
-        found = guest.rest.find(b'"text":"start"')
-        end = guest.rest.find(b"\n", found) + 1 if found >= 0 else 0
-        if not end:
-            guest.rest = guest.rest[-1000:]
-            return
-        data, guest.rest, guest.take = guest.rest[end:], b"", self.take_log
-        self.behind -= 1
-        self.take_log(guest, data)
+    def take_marker(self, guest, data):
+        before, found, after = (guest.rest + data).partition(guest.marker)
+        if not found:
+            guest.rest = before[-len(guest.marker):]
+        elif guest.marker is WELCOME:
+            guest.marker, guest.rest, self.outside = START, b"", self.outside - 1
+            self.take_marker(guest, after)
+        else:
+            guest.take, self.behind = self.take_log, self.behind - 1
+            self.take_log(guest, after)
 
     def take_log(self, guest, data):
         place, log = guest.place, self.log
         if not log.startswith(data, place):
             known = len(log) - place
             if known >= len(data) or not log.startswith(data[:known], place):
-                guest.take, guest.other, self.differing = self.take_other, bytearray(data), True
+                guest.take, guest.other, self.differing = self.take_other, data, True
                 return
             log += data[known:]
         guest.place = place + len(data)
@@ -392,22 +348,18 @@ class Load:
 
     def index(self):
         """Note where the messages end that are new in the log."""
+        if self.indexed == len(self.log):
+            return
         for match in re.finditer(rb'"text":"(\d+) \d+ x*"[^\n]*\n', self.log[self.indexed:]):
             self.guests[int(match.group(1))].ends.append(self.indexed + match.end())
             self.messages += 1
         self.indexed = self.log.rfind(b"\n") + 1
 
     def in_step(self, sent):
-        """Whether everybody has everything that was said, which are so many messages."""
-        if self.indexed < len(self.log):
-            self.index()
-        return self.messages >= sent and self.received == len(self.readers()) * len(self.log)
-
-    def readers(self):
-        """The members that read."""
-        return [guest for guest in self.guests if guest.take]
-
-    # --- sending ---
+        """Whether all who read have everything that was said, so many messages."""
+        self.index()
+        readers = sum(guest.take is not None for guest in self.guests)
+        return self.messages >= sent and self.received == readers * len(self.log)
 
     def say(self, guest):
         """Send one more message; returns whether the socket took it."""
@@ -416,10 +368,10 @@ class Load:
             text = (b"%d %d " % (guest.number, guest.sent)).ljust(self.size, b"x")
             line = b'{"do":"say","text":"%s"}\n' % text
             guest.sent += 1
-        try:
-            guest.unsent = line[guest.sock.send(line):]
-        except BlockingIOError:
-            guest.unsent = line
+        sent = 0
+        with contextlib.suppress(BlockingIOError):
+            sent = guest.sock.send(line)
+        guest.unsent = line[sent:]
         return not guest.unsent
 
     def fill(self, guest, window):
@@ -432,77 +384,59 @@ class Load:
             pass
 
 
-TALK = re.compile(rb'\{"ev":"say"[^{}\n]*"who":"m(\d+)","text":"(\1 (\d+) x*)"[^{}"\n]*\}')
-
-
 def judge(stream, size):
-    """What one member received: (messages, doubled, reordered, torn), each message counted once."""
-    seen, newest, doubled, reordered, torn = set(), {}, 0, 0, 0
-    for line in bytes(stream).split(b"\n"):
+    """The messages that one member received, and how many were doubled, reordered or torn."""
+    seen, newest, faults = set(), {}, 0
+    for line in stream.split(b"\n"):
         match = TALK.fullmatch(line)
         if match and len(match.group(2)) == size:
             who, number = int(match.group(1)), int(match.group(3))
-            doubled += (who, number) in seen
-            reordered += (who, number) not in seen and number < newest.get(who, 0)
+            faults += (who, number) in seen or number < newest.get(who, 0)
             seen.add((who, number))
-            newest[who] = max(number, newest.get(who, 0))
-        elif line and not is_other_event(line):
-            torn += 1
-    return len(seen), doubled, reordered, torn
-
-
-def is_other_event(line):
-    """Whether this is a whole line about something else than what was said here."""
-    try:
-        return json.loads(line)["ev"] in ("join", "leave", "notice")
-    except (ValueError, KeyError, TypeError):
-        return False
+            newest[who] = number
+        elif line and not re.fullmatch(rb'\{"ev":"(join|leave|notice)"[^{}]*\}', line):
+            faults += 1
+    return len(seen), faults
 
 
 def count(load, readers):
     """What these members received in all: deliveries, and everything that was wrong."""
-    sent, judged = sum(guest.sent for guest in load.guests), {}
-    deliveries, wrong = 0, 0
+    sent, judged, deliveries, wrong = sum(guest.sent for guest in readers), {}, 0, 0
     for guest in readers:
         key = guest.place if guest.other is None else guest
         if key not in judged:
-            judged[key] = judge(load.log[:guest.place] + (guest.other or b""), load.size)
-        messages, *faults = judged[key]
+            judged[key] = judge(bytes(load.log[:guest.place]) + (guest.other or b""), load.size)
+        messages, faults = judged[key]
         deliveries += messages
-        wrong += sent - messages + sum(faults) + (guest.other is not None)
+        wrong += sent - messages + faults + (guest.other is not None)
     return deliveries, wrong
 
 
 # === cells: servers ===============================================================================
-# Each measures one system once and returns its figures.
+# A cell measures one variant once and returns its figures.
 
 
-def flood(setup, variant, members, senders, size=100, stalled=False, extra=()):
+def flood(setup, variant, members, senders, size=100, stalled=False):
     """Members who talk as fast as their windows allow."""
-    with serving(setup, variant, extra) as (pid, port), Load(port, size) as load:
+    with serving(setup, variant) as (pid, port), Load(port, size) as load:
         load.enter(members)
         load.barrier()
+        readers = load.guests[:members - stalled]
         if stalled:
-            load.ignore(load.guests[-1])
-        readers = load.readers()
+            load.leave(load.guests[-1], close=False)
         for guest in readers[:senders]:
-            guest.witness = readers[(guest.number + 1) % len(readers)] if senders > 1 else readers[-1]
+            guest.witness = readers[guest.number + 1 - members] if senders > 1 else readers[-1]
         high, cpu, own, start = memory(pid, "VmHWM"), cpu_seconds(pid), time.process_time(), clock()
         end = talk(load, readers[:senders], 64 if senders == 1 else 4, setup.flood_seconds)
-        stopped = clock() - start if end is None else None
-        cpu, own = minus(cpu_seconds(pid), cpu), time.process_time() - own
-        seconds = stopped or end - start
+        used, own, seconds = cpu_seconds(pid), time.process_time() - own, (end or clock()) - start
         load.turn(0.1)  # whatever comes now comes twice
         deliveries, wrong = count(load, readers)
-        figures = {"CPU us per delivery": cpu and cpu * 1e6 / max(deliveries, 1),
-                   "deliveries per second": deliveries / seconds}
-        if size == 100:
-            figures.update({"load's CPU share": own / seconds, "wrong": wrong})
-        else:
-            figures["MiB more memory"] = (minus(memory(pid, "VmHWM"), high) or 0) / 1024
-            figures["stops for everyone"] = bool(stopped)
-            figures["wrong"] = wrong
-        return figures
+        figures = {"CPU us per delivery": per(used, cpu, deliveries / 1e6),
+                   "deliveries per second": deliveries / seconds, "load's CPU share": own / seconds}
+        if size > 100:
+            figures["MiB more memory"] = per(memory(pid, "VmHWM"), high, 1024)
+            figures["stops for everyone"] = end is None
+        return {**figures, "wrong": wrong}
 
 
 def talk(load, senders, window, seconds):
@@ -512,17 +446,13 @@ def talk(load, senders, window, seconds):
         for guest in senders:
             load.fill(guest, window)
         load.turn(0.001 if any(guest.unsent for guest in senders) else 0.05)
-        if load.indexed < len(load.log):
-            load.index()
-    for guest in senders:
-        while guest.unsent and clock() < until + QUIET_SECONDS:
-            load.turn(0.001)
-            load.say(guest)
-    sent, before, last = sum(guest.sent for guest in senders), load.received, clock()
+        load.index()
+    before, last = load.received, clock()
     while clock() < last + QUIET_SECONDS:
-        if load.in_step(sent):
+        blocked = [guest for guest in senders if guest.unsent and not load.say(guest)]
+        if not blocked and load.in_step(sum(guest.sent for guest in senders)):
             return clock()
-        load.turn(0.05)
+        load.turn(0.001 if blocked else 0.05)
         if load.received != before:
             before, last = load.received, clock()
     return None
@@ -534,201 +464,136 @@ def paced(setup, variant, members, rate):
         load.enter(members)
         load.barrier()
         guest, waiting, took = load.guests[0], collections.deque(), []
-        cpu, start = cpu_seconds(pid), clock()
-        messages = int(setup.paced_seconds * rate)
+        messages, cpu, start = int(setup.paced_seconds * rate), cpu_seconds(pid), clock()
         while len(took) < messages and clock() < start + setup.paced_seconds + QUIET_SECONDS:
-            due = start + guest.sent / rate
-            if guest.sent < messages and clock() >= due:
+            due = start + guest.sent / rate if guest.sent < messages else float("inf")
+            if clock() >= due:
                 waiting.append(clock())
                 load.say(guest)
-            load.turn(max(0, due - clock()) if guest.sent < messages else 0.05)
-            if waiting and load.in_step(guest.sent):
-                took += [clock() - sent for sent in waiting]
-                waiting.clear()
-        cpu = minus(cpu_seconds(pid), cpu)
-        deliveries, wrong = count(load, load.guests)
-        return {"CPU us per delivery": cpu and cpu * 1e6 / deliveries,
-                "last receiver, ms, p50": percentile(took, 50) * 1e3,
-                "last receiver, ms, p99": percentile(took, 99) * 1e3, "wrong": wrong}
+                continue
+            load.turn(max(0, min(0.05, due - clock())))
+            load.index()
+            last = min(member.place for member in load.guests)
+            while guest.ends and guest.ends[0] <= last:
+                guest.ends.popleft()
+                took.append(clock() - waiting.popleft())
+        used, (deliveries, wrong) = cpu_seconds(pid), count(load, load.guests)
+        return {"CPU us per delivery": per(used, cpu, deliveries / 1e6),
+                **percentiles("ms until the last has it", took, 50, 99), "wrong": wrong}
 
 
-def percentile(values, percent):
-    """The value that so many percent are not above."""
-    ordered = sorted(values) or [float("nan")]
-    return ordered[min(len(ordered) * percent // 100, len(ordered) - 1)]
+def percentiles(name, seconds, *percents):
+    """The values that so many percent are not above, in ms."""
+    ordered = sorted(seconds)
+    return {f"{name}, p{percent}" if percent < 100 else f"{name}, max":
+            1e3 * ordered[min(len(ordered) * percent // 100, len(ordered) - 1)] if ordered else None
+            for percent in percents}
 
 
 def crowd(setup, variant, members):
-    """Everybody comes at once, sits there, and goes at once."""
+    """Everybody comes at once, is there for a moment, and goes at once."""
     with serving(setup, variant) as (pid, port), Load(port) as load:
         load.enter(1)
-        observer = load.guests[0]
-        observer.take = load.take_comings
         before, start = memory(pid), clock()
         load.enter(members)
-        watch(load, "join", members)
-        came = clock() - start
         load.barrier()
-        size = minus(memory(pid), before)
-        observer.take = load.take_comings
-        load.seen.clear()
-        start = clock()
-        load.close(load.guests[1:])
-        watch(load, "leave", members)
-        return {"KiB per client": size and size / members, "s until all are in": came,
-                "s until all are gone": clock() - start}
+        came, size, start = clock() - start, per(memory(pid), before, members), clock()
+        for guest in load.guests[1:]:
+            load.leave(guest)
+        until, gone = start + CROWD_SECONDS, 0
+        while gone < members:
+            load.turn(0.05)
+            gone = load.log.count(b'{"ev":"leave"')
+            if clock() > until:
+                raise Failure(f"only {gone} of {members} were said to leave")
+        return {"KiB per client": size, "s until all are in and told of each": came,
+                "s until one left is told that all are gone": clock() - start}
 
 
-def watch(load, word, times):
-    """Wait until the observer has seen so many of these events."""
-    until = clock() + ENTER_SECONDS
-    while load.seen[word] < times:
-        load.turn(0.05)
-        if clock() > until:
-            raise Failure(f"only {load.seen[word]} of {times} {word} events were told")
-
-
-def recording(setup, variant, members, senders):
-    """A flood of which every line is written to a file, or not."""
-    with tempfile.TemporaryDirectory() as folder:
-        extra = ["--log", os.path.join(folder, "bench.jsonl")] if variant == "--log" else []
-        return flood(setup, "chat", members, senders, extra=extra)
-
-
-# === cells: start-up ==============================================================================
+# === cells: the terminal ==========================================================================
 
 
 def starting(setup, variant, what):
-    """How long a start takes, in ms."""
-    if variant == "pass":
+    """How many ms a start takes: until the server accepts, the prompt is on the screen, or all is over."""
+    with contextlib.ExitStack() as stack:
+        if what.startswith("join") and variant == "chat":
+            _, port = stack.enter_context(serving(setup, "chat"))
+        home = stack.enter_context(tempfile.TemporaryDirectory()) if what == "join, the first ever" else None
         start = clock()
-        subprocess.run([sys.executable, "-c", "pass"], check=True, timeout=30, env=setup.environment())
-        return {"ms": (clock() - start) * 1e3}
-    return {"ms": what(setup) * 1e3}
-
-
-def start_version(setup):
-    """Until `--version` has ended."""
-    start = clock()
-    subprocess.run(setup.chat + ["--version"], check=True, timeout=30, stdout=subprocess.DEVNULL,
-                   env=setup.environment())
-    return clock() - start
-
-
-def start_serve(setup):
-    """Until `serve` accepts a connection."""
-    start = clock()
-    with serving(setup, "chat"):
-        return clock() - start
-
-
-def start_join(setup):
-    """Until the prompt of `join` is on the screen."""
-    with serving(setup, "chat") as (_, port):
-        start = clock()
-        with joined(setup, port, setup.environment()):
-            return clock() - start
-
-
-def start_cold(setup):
-    """The same at the very first start, when nothing is unpacked yet."""
-    with serving(setup, "chat") as (_, port), tempfile.TemporaryDirectory() as home:
-        start = clock()
-        with joined(setup, port, setup.environment(home)):
-            return clock() - start
-
-
-@contextlib.contextmanager
-def joined(setup, port, environment):
-    """A `join` in a terminal, whose prompt is there: the process, the terminal, and what was printed."""
-    command = setup.chat + ["join", f"127.0.0.1:{port}", "--name", "typist"]
-    with terminal(command, setup.screen, environment) as (process, master):
-        said, until = b"", clock() + 20
-        while b"typist>" not in said:
-            said += read_terminal(master)
-            if clock() > until:
-                raise Failure("no prompt appeared: " + said[-300:].decode(errors="replace"))
-            time.sleep(0.001)
-        yield process, master, said
-
-
-# === cells: typing ================================================================================
+        if variant == "pass" or what == "--version":
+            command = [sys.executable, "-c", "pass"] if variant == "pass" else setup.chat + [what]
+            process = stack.enter_context(running(command, START_SECONDS, stdout=subprocess.DEVNULL,
+                                                  env=setup.environment()))
+            if process.wait():
+                raise Failure(f"exit code {process.returncode}")
+        elif what == "serve":
+            stack.enter_context(serving(setup, "chat"))
+        else:
+            stack.enter_context(joined(setup, port, home))
+        return {f"ms, {what}": (clock() - start) * 1e3}
 
 
 def typing(setup, variant, rate):
     """Type into `join` while so many lines per second arrive."""
     with serving(setup, "chat") as (_, port), Load(port) as load:
         load.enter(1)
-        with joined(setup, port, setup.environment()) as (process, master, said):
-            cpu, typist = cpu_seconds(process.pid), Typist(setup, master, said)
+        with joined(setup, port) as (pid, master, said):
+            cpu, guest, typist = cpu_seconds(pid), load.guests[0], Typist(setup, master, said)
             if not setup.drain:
-                load.selector.register(master, selectors.EVENT_READ, lambda: None)  # just wakes
-            sent = chatter(load, rate, setup.typing_seconds, typist.tick)
-            until, last, size = clock() + 20, clock(), 0
-            while clock() < min(until, last + 0.7):
+                load.selector.register(master, selectors.EVENT_READ, lambda: None)  # only wakes
+            start = clock()
+            while clock() < start + setup.typing_seconds:
+                while guest.sent < (clock() - start) * rate and load.say(guest):
+                    pass
+                load.turn(0.001)
+                typist.tick(True)
+            last, size = clock(), 0
+            while clock() < min(last + 1.0, start + 30):  # until nothing more is printed
                 load.turn(0.001)
                 typist.tick(False)
-                if len(typist.output) != size or typist.awaited:
+                if guest.unsent and load.say(guest) or typist.awaited or len(typist.output) > size:
                     last, size = clock(), len(typist.output)
-            cpu = minus(cpu_seconds(process.pid), cpu)
-        output, echoes = bytes(typist.output), typist.echoes
-    numbers = re.findall(rb"#(\d+) x", output)
+            used = cpu_seconds(pid)
+    output = bytes(typist.output)
+    shown = collections.Counter(re.findall(rb" 0 (\d+) x{20}", output))
     skipped = sum(int(number.replace(b",", b"")) for number in re.findall(rb"([\d,]+) lines skipped", output))
-    lost = sent - len(set(numbers)) - skipped
-    return {"echo ms p50": percentile(echoes, 50) * 1e3, "echo ms p99": percentile(echoes, 99) * 1e3,
-            "echo ms max": percentile(echoes, 100) * 1e3, "client CPU s": cpu, "lines sent": sent,
-            "lines shown": len(numbers), "lines announced as skipped": skipped,
-            "wrong": abs(lost) + len(numbers) - len(set(numbers)) + (typist.awaited is not None)
-            + (not whole_line(setup.screen, output, typist.typed))}
-
-
-def chatter(load, rate, seconds, tick):
-    """Have the first member say so many numbered lines per second; returns how many it was."""
-    guest, sent, start, unsent = load.guests[0], 0, clock(), b""
-    while clock() < start + seconds or unsent:
-        due = int(min(clock() - start, seconds) * rate)
-        unsent += b"".join([b'{"do":"say","text":"#%d %s"}\n' % (number, b"x" * 90)
-                            for number in range(sent, due)])
-        sent = max(sent, due)
-        with contextlib.suppress(BlockingIOError):
-            unsent = unsent[guest.sock.send(unsent):] if unsent else b""
-        load.turn(0.001)
-        tick()
-        if clock() > start + seconds + 20:
-            raise Failure("the server does not take what is said")
-    return sent
+    wrong = abs(guest.sent - len(shown) - skipped) + sum(shown.values()) - len(shown)
+    wrong += typist.strays + bool(typist.awaited) + (not is_whole(setup.screen, output, typist.typed))
+    return {**percentiles("ms echo", typist.echoes, 50, 99, 100), "client CPU s": per(used, cpu, 1),
+            "lines shown": len(shown), "lines announced as skipped": skipped, "wrong": wrong}
 
 
 class Typist:
-    """Types keys into a terminal, ten a second but never one before the last is seen, and reads it."""
+    """Types keys into a terminal, ten a second but none before the last is seen, and reads it meanwhile."""
 
     def __init__(self, setup, master, output):
-        self.master, self.output = master, bytearray(output)
-        self.drain, self.started, self.drained = setup.drain, clock(), 0
-        self.keys, self.typed, self.awaited = iter(KEYS), "", None
-        self.pause, self.at, self.echoes = random.Random(1), clock(), []
+        self.master, self.output, self.drain = master, bytearray(output), setup.drain
+        self.keys, self.typed, self.awaited = iter(KEYS), "", b""
+        self.pause, self.echoes, self.drained = random.Random(1), [], 0
+        self.strays = 0  # keys that the terminal itself showed, wherever its cursor was
+        self.start = self.due = clock()
 
-    def tick(self, more=True):
-        """Read what has come, and type the next key if it is time for it."""
-        # It reads a little at a time, or keys would only ever be typed when the program prints nothing.
-        now = clock()
-        most = int((now - self.started) * self.drain) - self.drained if self.drain else READ_BYTES
-        data = read_terminal(self.master, most) if most > 0 else b""
+    def tick(self, more):
+        """Read what has come, and type the next key if there is one to come and it is time."""
+        # It reads a little at a time, or keys would only ever be typed while the program prints nothing.
+        most = int((clock() - self.start) * self.drain) - self.drained if self.drain else READ_BYTES
+        data, before = read_terminal(self.master, most), max(0, len(self.output) - 1)
         self.drained += len(data)
-        before = max(0, len(self.output) - 1)  # a letter of two bytes may have been torn apart
         self.output += data
         if self.awaited and self.output.find(self.awaited, before) >= 0:
-            self.echoes.append(clock() - self.at)
-            self.awaited = None
-            self.at = max(clock(), self.at + self.pause.uniform(0.05, 0.15))  # never in step with the batches
-        elif more and not self.awaited and now >= self.at:
+            self.echoes.append(clock() - self.due)
+            # Not ten a second exactly, which would be in step with what is printed.
+            self.due = max(clock(), self.due + self.pause.uniform(0.05, 0.15))
+            self.awaited = b""
+        elif more and not self.awaited and clock() >= self.due:
             key = next(self.keys, "")
-            self.typed, self.awaited = self.typed + key, key.encode() or None
-            os.write(self.master, key.encode())
+            self.typed, self.awaited = self.typed + key, key.encode()
+            self.strays += bool(key and termios.tcgetattr(self.master)[3] & termios.ECHO)
+            os.write(self.master, self.awaited)
 
 
-def whole_line(size, output, typed):
-    """Whether the last row that is not empty shows the prompt and all that was typed, if there is pyte."""
+def is_whole(size, output, typed):
+    """Whether the last row with anything in it shows the prompt and all that was typed."""
     if not pyte:
         return True
     screen = pyte.Screen(*size)
@@ -738,16 +603,11 @@ def whole_line(size, output, typed):
 
 # === the tables ===================================================================================
 
-Group = collections.namedtuple("Group", "title variants")
+BIG = "crowd-5000"  # takes minutes, so only once, and only with --big
+GROUPS = {  # the columns of each table
+    "servers": ("chat", "naive"), "recording": ("--log", "without"), "start-up": ("chat", "pass"),
+    "typing": ("chat",)}
 Cell = collections.namedtuple("Cell", "name group run options")
-
-BIG = "crowd-5000"  # takes minutes, so only once, and only with --big or by its name
-GROUPS = {
-    "servers": Group("servers", ("chat", "naive")),
-    "recording": Group("recording", ("--log", "without")),
-    "start": Group("start-up", ("chat", "pass")),
-    "typing": Group("typing in a terminal", ("chat",)),
-}
 CELLS = [
     Cell("flood-10/1", "servers", flood, {"members": 10, "senders": 1}),
     Cell("flood-100/1", "servers", flood, {"members": 100, "senders": 1}),
@@ -758,11 +618,11 @@ CELLS = [
     Cell(BIG, "servers", crowd, {"members": 5000}),
     Cell("reading-50", "servers", flood, {"members": 50, "senders": 1, "size": 2000}),
     Cell("stalled-50", "servers", flood, {"members": 50, "senders": 1, "size": 2000, "stalled": True}),
-    Cell("recording-100/1", "recording", recording, {"members": 100, "senders": 1}),
-    Cell("start-version", "start", starting, {"what": start_version}),
-    Cell("start-serve", "start", starting, {"what": start_serve}),
-    Cell("start-join", "start", starting, {"what": start_join}),
-    Cell("start-join-cold", "start", starting, {"what": start_cold}),
+    Cell("recording-100/1", "recording", flood, {"members": 100, "senders": 1}),
+    Cell("start-version", "start-up", starting, {"what": "--version"}),
+    Cell("start-serve", "start-up", starting, {"what": "serve"}),
+    Cell("start-join", "start-up", starting, {"what": "join"}),
+    Cell("start-cold", "start-up", starting, {"what": "join, the first ever"}),
     Cell("typing-20", "typing", typing, {"rate": 20}),
     Cell("typing-2000", "typing", typing, {"rate": 2000}),
     Cell("typing-5000", "typing", typing, {"rate": 5000}),
@@ -776,151 +636,136 @@ class Setup:
     def __init__(self, options, home):
         self.home, self.screen, self.drain = home, options.screen, options.drain
         self.chat = [sys.executable, str(newest_chat())]
-        server = shlex.split(options.server) if options.server else [
-            *self.chat, "serve", "--port", "{port}", "--rate", "0"]
-        self.servers = {"chat": server, "naive": [sys.executable, __file__, "naive", "{port}"]}
-        self.flood_seconds, self.paced_seconds, self.typing_seconds = (0.6, 1.5, 2) if options.quick else (1.2, 3, 4)
+        served = shlex.split(options.server or "") or self.chat + ["serve", "--port", "{port}", "--rate", "0"]
+        recorded = served + ["--log", os.path.join(home, "{port}.jsonl")]
+        self.servers = {"chat": served, "without": served, "--log": recorded,
+                        "naive": [sys.executable, __file__, "naive", "{port}"]}
+        lengths = (0.6, 1.5, 2.0) if options.quick else (1.2, 3.0, 4.0)
+        self.flood_seconds, self.paced_seconds, self.typing_seconds = lengths
 
     def environment(self, home=None):
-        """For all that is started: a home of their own, so that nothing stays behind in the user's."""
+        """For all that is started: a home that is not the user's, so that nothing stays behind there."""
         home = home or self.home
         return dict(os.environ, HOME=home, XDG_CACHE_HOME=os.path.join(home, "cache"), LOCALAPPDATA=home)
 
 
 def newest_chat():
     """chat.pyz if it is made from this chat.py, else chat.py."""
-    source, packed = TOP / "chat.py", TOP / "chat.pyz"
+    packed, source = TOP / "chat.pyz", TOP / "chat.py"
     with contextlib.suppress(OSError, KeyError, zipfile.BadZipFile), zipfile.ZipFile(packed) as archive:
         if archive.read("chat.py") == source.read_bytes():
             return packed
     return source
 
 
-def measure(setup, cells, options):
-    """Measure everything in turn; yields a row, {cell, variant, run, figures or failure}, for each."""
-    runs = {cell.name: 1 if cell.name == BIG else options.runs for cell in cells}
-    if not options.quick:
-        runs.update({cell.name: max(7, options.runs) for cell in cells if cell.group == "start"})
-    for run in range(max(runs.values())):
+def measure(setup, cells, runs, quick):
+    """Measure everything in turn; yields a row for each."""
+    for run in range(max(runs, 0 if quick else 7)):
         for cell in cells:
-            variants = GROUPS[cell.group].variants
-            for variant in variants if run % 2 else variants[::-1]:
-                if run >= runs[cell.name]:
-                    continue
-                print(f"\r{cell.name} {variant} {run + 1}\033[K", end="", file=sys.stderr)
-                row = {"cell": cell.name, "variant": variant, "run": run}
+            enough = 1 if cell.name == BIG else 7 if cell.group == "start-up" and not quick else runs
+            for variant in GROUPS[cell.group][::1 if run % 2 else -1] if run < enough else ():
+                print(f"\r{cell.name} {variant} {run + 1}\033[K", end="\r", file=sys.stderr)
+                row = {"cell": cell.name, "variant": variant, "run": run, "failure": None, "figures": {}}
                 try:
                     row["figures"] = cell.run(setup, variant, **cell.options)
-                except (Failure, OSError, subprocess.SubprocessError) as failure:
+                except (Failure, OSError) as failure:
                     row["failure"] = str(failure)
                 yield row
-    print("\r\033[K", end="", file=sys.stderr)
+    print("\033[K", end="", file=sys.stderr)
 
 
-def middle(values):
-    """The median of what is known, be it numbers or answers."""
+def table(group, cells, rows):
+    """The lines of one group's table."""
+    variants = GROUPS[group]
+    heads = [group, "figure", *variants] + ["/".join(variants)] * (len(variants) == 2)
+    yield f"\n| {' | '.join(heads)} |\n|---|---{'|--:' * (len(heads) - 2)}|"
+    for cell in cells:
+        mine = [row for row in rows if row["cell"] == cell.name]
+        for figure in dict.fromkeys(figure for row in mine for figure in row["figures"]):
+            values = [middle(figure, [row["figures"].get(figure) for row in mine if row["variant"] == name])
+                      for name in variants]
+            texts = [cell.name, figure, *map(for_people, values)]
+            if len(values) == 2:
+                has_ratio = figure not in ("wrong", "stops for everyone", "load's CPU share") and all(values)
+                texts.append(for_people(values[0] / values[1]) if has_ratio else "")
+            yield f"| {' | '.join(texts)} |"
+        for row in mine:
+            if row["failure"]:
+                yield f"| {cell.name} | {row['variant']} could not be measured: {row['failure']} |"
+
+
+def middle(figure, values):
+    """The median, of faults the worst; None if nothing is known."""
     known = [value for value in values if value is not None]
-    if known and isinstance(known[0], bool):
-        return statistics.median_low(known)
-    return statistics.median(known) if known else None
+    return (max if figure == "wrong" else statistics.median_low)(known) if known else None
 
 
-def shown(value):
-    """A figure for people."""
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    for limit, divisor, unit in ((1e6, 1e6, "M"), (1e4, 1e3, "k")):
-        if value >= limit:
+def for_people(value):
+    """A figure, to three digits."""
+    if value is None or isinstance(value, bool):
+        return {None: "-", False: "no", True: "yes"}[value]
+    for divisor, unit in ((1e6, "M"), (1e3, "k")):
+        if value >= 10 * divisor or value >= 1e6:
             return f"{value / divisor:.3g}{unit}"
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def tables(cells, rows):
-    """The lines of the tables, one for each group."""
-    for name, group in GROUPS.items():
-        if not any(cell.group == name for cell in cells):
-            continue
-        pair = ["/".join(group.variants)] if len(group.variants) == 2 else []
-        heads = [group.title, "figure", *group.variants, *pair]
-        yield from ["", "| " + " | ".join(heads) + " |", "|---" * 2 + "|--:" * (len(heads) - 2) + "|"]
-        for cell in cells:
-            if cell.group == name:
-                yield from cell_lines(cell, group, rows)
-
-
-def cell_lines(cell, group, rows):
-    """The lines of one cell: a figure each."""
-    mine = [row for row in rows if row["cell"] == cell.name]
-    for row in mine:
-        if "failure" in row:
-            yield f"| {cell.name} | {row['variant']}: not measured: {row['failure']} |" + " |" * len(group.variants)
-    for figure in dict.fromkeys(figure for row in mine for figure in row.get("figures", ())):
-        values = [[row["figures"].get(figure) for row in mine if row["variant"] == variant and "figures" in row]
-                  for variant in group.variants]
-        settled = list(map(max, values)) if figure == "wrong" else list(map(middle, values))
-        line = [cell.name, figure, *map(shown, settled)]
-        if len(settled) == 2:
-            plain = all(type(value) in (int, float) for value in settled) and settled[1] and figure != "wrong"
-            line.append(shown(settled[0] / settled[1]) if plain else "")
-        yield "| " + " | ".join(line) + " |"
-
-
-def choose(cells, only, big):
-    """The cells with these names or beginnings of names; the big one only if it is asked for."""
-    for name in only:
-        if not any(cell.name.startswith(name) for cell in cells):
-            sys.exit(f"bench.py: there is no cell {name}; there are {' '.join(cell.name for cell in cells)}")
-    return [cell for cell in cells if cell.name in only or cell.name.startswith(tuple(only or [""]))
-            and (big or cell.name != BIG)]
-
-
 def read_options():
     """The command line."""
+    names = [cell.name for cell in CELLS]
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0],
-                                     epilog="cells: " + " ".join(cell.name for cell in CELLS))
-    parser.add_argument("--only", type=lambda names: names.split(","), default=[], metavar="NAME,...",
-                        help="these cells, by the beginnings of their names")
-    parser.add_argument("--runs", type=int, default=0, metavar="N", help="default 3; start-up at least 7")
+                                     epilog="cells: " + " ".join(names))
+    parser.add_argument("--only", type=lambda names: tuple(names.split(",")), default=("",),
+                        metavar="NAME,...", help="these cells, or those that begin so")
+    parser.add_argument("--runs", type=int, metavar="N", help="default 3; start-up 7")
     parser.add_argument("--quick", action="store_true", help="one short run of everything")
-    parser.add_argument("--big", action="store_true", help="5,000 clients, too")
-    parser.add_argument("--json", metavar="FILE", help="the raw rows, a JSON object each")
-    parser.add_argument("--server", metavar="COMMAND", help="measure this server instead; {port} is its port")
+    parser.add_argument("--big", action="store_true", help="also 5,000 clients")
+    parser.add_argument("--json", metavar="FILE", help="write the raw rows there, a JSON object each")
+    parser.add_argument("--server", metavar="COMMAND",
+                        help="serve with this instead of chat; {port} is its port")
     parser.add_argument("--screen", type=lambda size: tuple(map(int, size.split("x"))), default=(80, 24),
-                        metavar="WxH", help="of the terminal, default 80x24")
+                        metavar="WxH", help="the terminal for typing (default 80x24; try 200x50)")
     parser.add_argument("--drain", type=float, default=0, metavar="BYTES",
-                        help="a terminal that takes only so many bytes per second, e.g. 200000")
+                        help="let that terminal take no more than so many bytes per second (try 200000)")
     options = parser.parse_args()
     options.runs = options.runs or (1 if options.quick else 3)
+    usual = CELLS if options.big else [cell for cell in CELLS if cell.name != BIG]
+    wanted = []
+    for name in options.only:
+        wanted += [cell for cell in CELLS if cell.name == name] or [
+            cell for cell in usual if cell.name.startswith(name)]
+    options.cells = [cell for cell in CELLS if cell in wanted]
+    if not options.cells:
+        parser.error("there are no such cells; there are " + " ".join(names))
     return options
 
 
 def main():
-    """Measure, print, and say by the exit code whether anything was wrong."""
-    if sys.argv[1:2] == ["naive"]:
-        return naive(int(sys.argv[2]))
-    options = read_options()
-    cells = choose(CELLS, options.only, options.big)
-    raise_limits()
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))  # so that all that was started is ended
-    with tempfile.TemporaryDirectory() as home:
-        setup, rows = Setup(options, home), []
-        subprocess.run(setup.chat + ["--version"], stdout=subprocess.DEVNULL, env=setup.environment(), timeout=30)
-        machine = (f"{' '.join(setup.servers['chat'][1:])} on Python {platform.python_version()}, "
+    """Measure, print, and say by the exit code whether anything about chat was wrong."""
+    options, rows = read_options(), []
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))  # ends what was started
+    with tempfile.TemporaryDirectory() as home, contextlib.ExitStack() as stack:
+        setup = Setup(options, home)
+        file = options.json and stack.enter_context(open(options.json, "w", encoding="utf-8"))
+        machine = (f"{os.path.basename(setup.chat[1])} on Python {platform.python_version()}, "
                    f"{platform.system()} {platform.release()}, {os.cpu_count()} CPUs")
-        with open(options.json, "w") if options.json else contextlib.nullcontext() as file:
-            for row in measure(setup, cells, options):
-                rows.append(row)
-                if file:
-                    file.write(json.dumps({**row, "machine": machine}) + "\n")
-                    file.flush()
-    print(machine, *tables(cells, rows), sep="\n")
-    return int(any("failure" in row or row["figures"].get("wrong") for row in rows if row["variant"] != "naive"))
+        if hasattr(os, "getloadavg"):
+            machine += f", load average {os.getloadavg()[0]:.1f} before"
+        for row in measure(setup, options.cells, options.runs, options.quick):
+            rows.append(row)
+            if file:
+                print(json.dumps({"machine": machine, **row}), file=file, flush=True)
+    print(machine)
+    for group in GROUPS:
+        cells = [cell for cell in options.cells if cell.group == group]
+        if cells:
+            print(*table(group, cells, rows), sep="\n")
+    ours = [row for row in rows if row["variant"] != "naive"]
+    return int(any(row["failure"] or row["figures"].get("wrong") for row in ours))
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+    raise_limits()
+    with contextlib.suppress(KeyboardInterrupt):
+        sys.exit(naive(int(sys.argv[2])) if sys.argv[1:2] == ["naive"] else main())
+    sys.exit(130)
