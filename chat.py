@@ -43,6 +43,7 @@ import contextlib
 import datetime
 import difflib
 import errno
+import functools
 import getpass
 import itertools
 import json
@@ -116,8 +117,8 @@ BACKLOG_BYTES = 1 << 20  # of lines kept for the recording while it fails
 CONSOLE_LINES = 100  # shown per batch; the rest of a flood is counted
 CONSOLE_SECONDS = 0.1  # between batches
 SCREEN_SECONDS = 0.04  # between batches above an input line: fewer are choppy, more cost keys
-SCREEN_BATCH = 8 << 10  # characters in the first batch; then what the terminal takes in
-BATCH_SECONDS = 0.02  # which nobody feels between two keys
+SCREEN_BATCH = 8 << 10  # characters in the first batch; the next ones follow
+BATCH_SECONDS = 0.005  # what writing one may take; more, and the next is half as large
 SCREEN_LINES = 1000  # waiting for a terminal; what is beyond is counted, not shown
 SCREEN_CHARACTERS = 256 << 10  # the same
 MUTE_MINUTES = 5
@@ -448,14 +449,21 @@ TIMES = "short", "long", "off"  # how the time of a line is shown
 
 def clock(session, t, times=TIMES[0]):
     """The time of day in the session's own zone, t seconds after its start."""
-    start = datetime.datetime.fromisoformat(session["start"])
-    minutes, second = divmod(int(start.second + start.microsecond / 1e6 + t), 60)
-    minutes = (minutes + start.hour * 60 + start.minute) % 1440
+    minutes, second = divmod(int(_second_of_day(session["start"]) + t), 60)
+    minutes %= 1440
     return "%02d:%02d%s" % (minutes // 60, minutes % 60, ":%02d" % second if times == "long" else "")
+
+
+@functools.lru_cache(maxsize=4)  # a session has one start, and a flood many lines
+def _second_of_day(start):
+    start = datetime.datetime.fromisoformat(start)
+    return (start.hour * 60 + start.minute) * 60 + start.second + start.microsecond / 1e6
 
 
 def find_mentions(text, name):
     """Where a name stands in a text as a word of its own, in capitals or not: (start, end) pairs."""
+    if name.lower() not in text.lower():
+        return []
     return [match.span() for match in re.finditer(rf"(?<!\w){re.escape(name)}(?!\w)", text, re.IGNORECASE)]
 
 
@@ -1575,6 +1583,10 @@ def complete(before, commands, names):
     return len(word), sorted(found for found in words if name_key(found).startswith(name_key(word)))
 
 
+class Later(collections.namedtuple("Later", "size render")):
+    """A line that is turned into pieces, by calling `render`, only if it is printed: a flood mostly is not."""
+
+
 class Screen:
     """A terminal with an input line, whole, and above it what arrives, in batches."""
 
@@ -1687,19 +1699,23 @@ class Screen:
             app.exit(result="")
 
     def show(self, lines, bell=False):
-        """Have these lines of pieces printed above the input line."""
-        texts = [self.paint(pieces).replace("\n", "\r\n") + "\r\n" for pieces in lines]
+        """Have these lines printed above the input line; each is a Later, or pieces."""
         with self.lock:
-            self.waiting.extend(texts)
-            self.size += sum(map(len, texts))
+            for line in lines:
+                later = line if type(line) is Later else Later(len(plain(line)), line.copy)
+                self.waiting.append(later)
+                self.size += later.size
             self.bell = self.bell or bell
             while len(self.waiting) > SCREEN_LINES or self.size > SCREEN_CHARACTERS:
-                self.size -= len(self.waiting.popleft())
+                self.size -= self.waiting.popleft().size
                 self.skipped += 1
         if self.over:
             self._print_rest()
         else:
             self._call(self._start_printing)
+
+    def _text(self, pieces):
+        return self.paint(pieces).replace("\n", "\r\n") + "\r\n" if pieces else ""
 
     def _start_printing(self):
         if not self.printing and not self.session.app.is_done:
@@ -1719,25 +1735,26 @@ class Screen:
             self._print()
 
     def _print(self):
-        # A batch is as large as this terminal can take without holding up a key: what the last one took
-        # tells.
+        # A batch is as large as this terminal takes without holding up a key. Between it and us the system
+        # keeps some kilobytes, so a write that has to wait at all means that a key would wait much longer.
+        texts, size = [], 0
         with self.lock:
-            texts, size = [], 0
-            if self.skipped:
-                note = f"… {self.skipped:,} lines skipped{self.skip_note}"
-                texts.append(self.paint([("system", note)]) + "\r\n")
+            skipped, bell, self.skipped, self.bell = self.skipped, self.bell, 0, False
+            if skipped:
+                texts.append(self._text([("system", f"… {skipped:,} lines skipped{self.skip_note}")]))
             while self.waiting and size < self.batch:
-                texts.append(self.waiting.popleft())
+                later = self.waiting.popleft()
+                self.size -= later.size
+                texts.append(self._text(later.render()))
                 size += len(texts[-1])
-            self.size, self.skipped, bell, self.bell = self.size - size, 0, self.bell, False
         output, start = self.session.app.output, time.monotonic()
         output.write_raw("".join(texts) + "\a" * bell)
         output.flush()
         took = time.monotonic() - start
         if took > BATCH_SECONDS:
-            self.batch = max(SCREEN_BATCH // 8, int(self.batch * BATCH_SECONDS / took))
+            self.batch = max(self.batch // 2, SCREEN_BATCH // 8)
         elif size >= self.batch:
-            self.batch = min(self.batch * 2, SCREEN_CHARACTERS)
+            self.batch = min(self.batch * 5 // 4, SCREEN_CHARACTERS)
 
 
 def make_screen(*functions):
@@ -2340,10 +2357,13 @@ class Client:
         for line, event in fresh:
             self._notice(event)
             if not self._is_hidden(event):
-                pieces = render(event, self.session, self.name, self.times)
-                bell = bell or self._rings(event, pieces)
-                lines.append([("history", text) for style, text in pieces] if self._is_history(event) else pieces)
-        self.show([pieces for pieces in lines if pieces], bell=bell)
+                bell = bell or self._rings(event)
+                lines.append(Later(len(line), functools.partial(self._render, event, self.name, self.times)))
+        self.show(lines, bell=bell)
+
+    def _render(self, event, name, times):
+        pieces = render(event, self.session, name, times)
+        return [("history", text) for style, text in pieces] if self._is_history(event) else pieces
 
     def _is_fresh(self, event):
         n = event.get("n") if "ev" in event else None
@@ -2363,14 +2383,15 @@ class Client:
             return name_key(event["who"]) in self.ignored
         return self.quiet and event.get("ev") in ("join", "leave", "nick")
 
-    def _rings(self, event, pieces):
-        if self.bell == "off" or not is_talk(event) or event["who"] == self.name:
+    def _rings(self, event):
+        if self.bell == "off" or not is_talk(event) or event["who"] == self.name or self._is_history(event):
             return False
-        called = "re" in event or self.bell == "all" or any(style == "mention" for style, text in pieces)
-        return called and not self._is_history(event)
+        return "re" in event or self.bell == "all" or bool(find_mentions(clean(event["text"]), self.name))
 
     def _notice(self, event):
-        # Keep up with what an event means for this person.
+        # Keep up with what an event means for this person; most lines are just somebody else's words.
+        if event.get("ev") in ("say", "me") and event["who"] != self.name:
+            return
         word, answer, mine = event.get("ev"), event.get("re"), self._is_mine(event)
         if word == "nick" and mine and not self._is_history(event):
             self.name = event["name"]
@@ -2577,8 +2598,9 @@ def run_plain(client, name, choose_name):
     typed, print_lines = queue.Queue(AHEAD), printer(sys.stdout)
 
     def show(lines, bell=False):
+        lines = [line.render() if type(line) is Later else line for line in lines]
         try:
-            print_lines(lines)
+            print_lines([pieces for pieces in lines if pieces])
         except OSError:  # whoever read this has enough
             silence(sys.stdout)
             client.leaving = True

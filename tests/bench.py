@@ -23,7 +23,7 @@ How to read the figures:
       Each key is a letter that occurs nowhere else in the output, so it is drawn when its bytes come out.
       "wrong" counts lines neither shown nor announced as skipped, lines shown twice, keys that the terminal
       itself showed amid what was printed, a key that never appeared and, where pyte is installed, a screen
-      whose last row is not the whole input line.
+      whose last rows are not the whole input line and the bar below it.
 
 CPU and memory come from /proc, so from Linux only; elsewhere these figures are "-".
 """
@@ -593,12 +593,13 @@ class Typist:
 
 
 def is_whole(size, output, typed):
-    """Whether the last row with anything in it shows the prompt and all that was typed."""
+    """Whether the row above the bar shows the prompt and all that was typed."""
     if not pyte:
         return True
     screen = pyte.Screen(*size)
     pyte.Stream(screen).feed(output[-50000:].decode(errors="ignore"))
-    return "".join(screen.display).rstrip().endswith("typist> " + typed)
+    rows = [row.rstrip() for row in screen.display if row.strip()]
+    return "".join(rows[:-1]).endswith("typist> " + typed)
 
 
 # === the tables ===================================================================================
