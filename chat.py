@@ -1633,10 +1633,11 @@ class Screen:
         self.session.app.input.cooked_mode = contextlib.nullcontext
 
     def _bindings(self, keys):
+        from prompt_toolkit.filters import is_searching
         from prompt_toolkit.key_binding import KeyBindings
 
         bindings = KeyBindings()
-        bindings.add("enter")(self._enter)
+        bindings.add("enter", filter=~is_searching)(self._enter)
         bindings.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))
         for key, function in keys.items():
             bindings.add(key)(lambda event, function=function: function())
@@ -2099,7 +2100,7 @@ def _console_kick(console, name, reason="the host removed you"):
 
 
 def _console_mute(console, name, minutes=str(MUTE_MINUTES)):
-    if not minutes.isdigit() or len(minutes) > 4:
+    if not re.fullmatch("[0-9]{1,4}", minutes):
         raise ChatError("minutes are a whole number; 0 ends it")
     member = console.room.find(name)
     member.muted = time.monotonic() + 60 * int(minutes)
@@ -2815,7 +2816,8 @@ def _describe_recording(file):
         last = max(last, event["t"])
         if event.get("ev") == "join":
             people.add(event["who"])
-    return f"{label}, {len(people)} people, {last / 60:.0f} min{f', as {clean_row(viewer)} saw it' if viewer else ''}"
+    count = f"{len(people)} {'person' if len(people) == 1 else 'people'}"
+    return f"{label}, {count}, {last / 60:.0f} min{f', as {clean_row(viewer)} saw it' if viewer else ''}"
 
 
 def replay(path, speed=1.0, max_gap=2.0, instant=False, out=None):
@@ -2862,7 +2864,7 @@ def choose(title, labels):
 
 
 def _whole(text, most):
-    if not text.isdigit() or not 1 <= int(text) <= most:
+    if not re.fullmatch("[0-9]{1,4}", text) or not 1 <= int(text) <= most:
         raise ChatError(f"{clean_row(text)} is not a number from 1 to {most}")
     return int(text)
 
@@ -2882,7 +2884,7 @@ def _menu_host():
     everyone = choose("Who can come in?", ["this computer only", "everyone on this network"])
     room = ask_until("Room", "chat", lambda text: check_text(text) or text)
     record = choose("Record what is said?", ["no", "yes, into a new file in sessions/"])
-    return (["serve"] + ["--lan", "--open"] * everyone + (["--room", room] if room != "chat" else [])
+    return (["serve"] + ["--lan", "--open"] * everyone + ([f"--room={room}"] if room != "chat" else [])
             + ["--log"] * record)
 
 
@@ -2890,9 +2892,10 @@ def _menu_join():
     recent = recent_addresses()
     number = choose("Where?", recent + ["another address"]) if recent else 0
     if number < len(recent):
-        return ["join", recent[number]]
-    address = ask_until("Address, as `serve` prints it", "127.0.0.1", lambda text: parse_address(text) and text)
-    return ["join", address]
+        address = recent[number]
+    else:
+        address = ask_until("Address, as `serve` prints it", "127.0.0.1", lambda text: parse_address(text) and text)
+    return ["join", *["--"] * address.startswith("-"), address]  # else it would be taken for an option
 
 
 def _menu_replay():
@@ -2973,7 +2976,7 @@ def _add_serve(commands):
 
 
 def _count(text):
-    if not text.isdigit():
+    if not re.fullmatch("[0-9]{1,9}", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 up")
     return int(text)
 

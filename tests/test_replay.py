@@ -417,6 +417,13 @@ def test_a_folder_is_told_in_one_sentence(tmp_path, capsys):
     assert "cannot read" in fails(capsys, tmp_path)
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="needs a file that opens and cannot be read")
+def test_a_file_that_fails_while_it_is_read_is_told_in_one_sentence():
+    code, out, complaint = run("/proc/self/mem", "--instant")
+    assert (code, out, complaint.count("\n")) == (1, "", 1)
+    assert "cannot read /proc/self/mem" in complaint
+
+
 @pytest.mark.parametrize("content", [b"", b"\n", b"milk\nbread\n", bytes(1000), bytes(range(256)) * 9,
                                      b'{"a":1}\n', chat.encode(EVENTS[2]), chat.encode(SESSION)[:-1]],
                          ids=lambda b: str(b[:12]))

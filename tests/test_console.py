@@ -1,0 +1,304 @@
+"""The server's keyboard: what the person who hosts a room sees and types, on a terminal."""
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import types
+
+import pytest
+
+import chat
+import helpers
+import terminal
+
+pytestmark = pytest.mark.skipif(not terminal.fcntl, reason="needs pseudo-terminals")
+SERVE = [sys.executable, chat.__file__, "serve", "--port", "0"]
+
+
+@pytest.fixture
+def opened(tmp_path):
+    """A function that opens terminals with serve on them, all closed at the end; each has an `.address`."""
+    with contextlib.ExitStack() as stack:
+        def open_one(*options, columns=120, **settings):
+            screen = terminal.Terminal([*SERVE, *options], cwd=tmp_path, columns=columns, **settings)
+            stack.callback(screen.close)
+            screen.see(r"listens on 127\.0\.0\.1:\d+$")
+            port = re.search(r"listens on 127\.0\.0\.1:(\d+)$", screen.text(), re.M).group(1)
+            screen.address = "127.0.0.1", int(port)
+            screen.see_prompt(">")
+            return screen
+
+        yield open_one
+
+
+@pytest.fixture
+def console(opened):
+    return opened("--room", "lab")
+
+
+@pytest.fixture
+def eve(console):
+    """Somebody in the room."""
+    with helpers.joined(console, "eve") as eve:
+        console.see("-- eve joined from 127.0.0.1")
+        yield eve
+
+
+def test_the_console_begins_with_how_to_join(console):
+    console.see(r"room lab listens on 127\.0\.0\.1:\d+$")
+    console.see(rf"here type: .* join 127\.0\.0\.1:{console.address[1]}$")
+    console.see(r"Ctrl\+C ends the room\.$")
+    console.see_bar(r"^ lab \| not recorded \| 0 here$")
+
+
+def test_the_console_shows_who_comes_what_they_say_and_who_goes(console, eve):
+    console.type("half a line")
+    eve.say("привет", "two\nrows")
+    console.see("eve: привет$")
+    console.see(r"^ +│ rows$")
+    console.see_bar(r"\| 1 here$")
+    eve.close()
+    console.see("-- eve (left|lost the connection)")
+    console.see_bar(r"\| 0 here$")
+    console.see_prompt("> half a line")
+
+
+def test_help_lists_every_command(console):
+    console.type("/help\r")
+    for name, command in chat.CONSOLE_COMMANDS.items():
+        console.see(re.escape(f"/{name} {command.usage}".rstrip()))
+    console.see_prompt(">")
+
+
+@pytest.mark.parametrize("typed, said", [("/say hello  you", "hello  you"), ("hello all", "hello all")])
+def test_what_the_host_says(console, eve, typed, said):
+    console.type(typed + "\r")
+    assert eve.expect(ev="say")["text"] == said
+    assert eve.heard[-1].count(b'"who":"server"') == 1
+    console.see(f"server: {said}$")
+    console.see_prompt(">")
+
+
+def test_several_pasted_rows_are_one_message_of_the_host(console, eve):
+    console.type("\x1b[200~one\ntwo\x1b[201~")
+    console.see(r"^\.\.\. two$")
+    console.type("\r")
+    eve.expect_next(ev="say", who="server", text="one\ntwo")
+
+
+def test_who_lists_the_people_with_their_addresses(console, eve):
+    console.type("/who\r")
+    console.see("^-- 1 here$")
+    console.see(r"^   eve from 127\.0\.0\.1$")
+
+
+def test_kick_removes_somebody_with_a_reason(console, eve):
+    console.type("/kick eve far too loud\r")
+    eve.expect(ev="leave", who="eve", why="kicked", text="far too loud")
+    eve.expect_next(re="error", code="kicked", text="far too loud")
+    assert eve.hear() is None
+    console.see("-- eve was removed: far too loud$")
+    console.see_bar(r"\| 0 here$")
+
+
+def test_kick_without_a_reason_has_one(console, eve):
+    console.type("/kick EVE\r")
+    eve.expect(re="error", code="kicked", text="the host removed you")
+
+
+def test_mute_refuses_what_somebody_says_until_it_is_ended(console, eve):
+    console.type("/mute eve 3\r")
+    eve.expect(ev="notice", text="eve is muted for 3 min")
+    eve.say("can you hear me?")
+    assert "you are muted for 3 more minutes" == eve.expect(re="error", code="muted")["text"]
+    console.type("/mute eve 0\r")
+    eve.expect(ev="notice", text="eve is no longer muted")
+    eve.say("and now?")
+    eve.expect(ev="say", text="and now?")
+    assert "can you hear me?" not in console.text()
+
+
+def test_mute_without_minutes_is_for_five(console, eve):
+    console.type("/mute eve\r")
+    eve.expect(ev="notice", text="eve is muted for 5 min")
+
+
+def test_mark_puts_a_chapter_into_the_log(console, eve):
+    console.type("/mark second part\r")
+    eve.expect(ev="mark", text="second part")
+    console.see("== second part$")
+
+
+def test_log_on_and_off_is_told_to_everybody_and_makes_a_recording(console, eve, tmp_path):
+    eve.say("before")
+    console.see("eve: before$")
+    console.type("/log on\r")
+    eve.expect(ev="notice", recorded=True)
+    console.see(r"^-- recording into sessions.*-lab\.jsonl$")
+    console.see_bar(r"recording into sessions.*-lab\.jsonl \|")
+    eve.say("meanwhile")
+    console.see("eve: meanwhile$")
+    console.type("/log off\r")
+    eve.expect(ev="notice", recorded=False)
+    console.see_bar(r"\| not recorded \|")
+    eve.say("after")
+    console.see("eve: after$")
+    (path,) = (tmp_path / "sessions").iterdir()
+    recorded = path.read_text()
+    assert "meanwhile" in recorded and "before" not in recorded and "after" not in recorded
+
+
+def test_a_newcomer_to_a_recorded_room_is_told(opened, tmp_path):
+    console = opened("--log", "lab.jsonl")
+    console.see_bar(r"recording into lab\.jsonl \| 0 here$")
+    with helpers.joined(console, "eve") as eve:
+        assert eve.welcome["recorded"] is True
+
+
+@pytest.mark.parametrize("typed", ["/quit\r", "\x03", "\x04"], ids=["/quit", "Ctrl+C", "Ctrl+D"])
+def test_the_room_is_ended(console, eve, typed):
+    console.type(typed)
+    eve.expect(ev="end")
+    assert console.exit_code() == 0
+    assert "-- the room is closed" in console.text()
+    assert "Traceback" not in console.text()
+
+
+@pytest.mark.parametrize("signal_name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_ends_the_room_too(console, eve, signal_name):
+    os.kill(console.process.pid, getattr(signal, signal_name))
+    eve.expect(ev="end")
+    assert console.exit_code() == 0
+    assert "Traceback" not in console.text()
+
+
+@pytest.mark.parametrize("typed, answer", [
+    ("/kik eve", "there is no command /kik; did you mean /kick?"),
+    ("/kick", "usage: /kick NAME [reason]"),
+    ("/kick nobody", "nobody here is called nobody"),
+    ("/mute nobody", "nobody here is called nobody"),
+    ("/mute eve soon", "minutes are a whole number; 0 ends it"),
+    ("/mute eve -1", "minutes are a whole number; 0 ends it"),
+    ("/mute eve 10000", "minutes are a whole number; 0 ends it"),
+    ("/mute eve ²", "minutes are a whole number; 0 ends it"),
+    ("/log maybe", "it can be: on off"),
+    ("/log off", "recording is off already"),
+    ("/mark", "usage: /mark TEXT"),
+    ("/say", "usage: /say TEXT"),
+])
+def test_a_mistake_is_answered_stays_to_be_corrected_and_goes_to_nobody(console, eve, typed, answer):
+    console.type(typed + "\r")
+    console.see(re.escape(f"!! {answer}") + "$")
+    console.see_prompt(f"> {typed}")
+    console.type("\x15and on\r")
+    eve.expect_next(ev="say", who="server", text="and on")
+
+
+def test_a_text_over_the_limit_is_refused_with_its_length(console, eve):
+    console.type("\x1b[200~" + "x" * 4001 + "\x1b[201~\r")
+    console.see("!! a message has at most 4,000 characters, this one has 4,001$")
+    console.type("\x15and on\r")
+    eve.expect_next(ev="say", text="and on")
+
+
+def test_tab_completes_commands_and_names(console, eve):
+    console.type("/ki\t")
+    console.see_prompt("> /kick")
+    console.type("ev\t")
+    console.see_prompt("> /kick eve")
+    console.type("softly\r")
+    eve.expect(ev="leave", text="softly")
+
+
+def test_arrow_up_brings_back_what_was_entered(console, eve):
+    console.type("hello\r")
+    console.see("server: hello$")
+    console.see_prompt(">")
+    console.type("\x1b[A")
+    console.see_prompt("> hello")
+
+
+def test_an_empty_line_says_nothing(console, eve):
+    console.type("\r   \r\x15and on\r")
+    eve.expect_next(ev="say", text="and on")
+
+
+def test_nothing_hostile_reaches_the_console(console, eve):
+    eve.say("\x1b]0;owned\x07\x1b[2J\u202egnp")
+    console.see("gnp")
+    raw = "".join(console.raw)
+    assert "\x1b]0;" not in raw and "\x1b[2J" not in raw and "\u202e" not in raw
+
+
+def test_a_resized_console_shows_one_prompt(console, eve):
+    console.type("typed")
+    for columns in (60, 100, 80):
+        console.resize(columns, 24)
+        eve.say(f"at {columns}")
+        console.see(f"eve: at {columns}$")
+        console.see_prompt("> typed")
+        assert sum(row.startswith("> typed") for row in console.rows()) == 1
+
+
+def test_a_dumb_terminal_gets_plain_lines(tmp_path):
+    screen = terminal.Terminal(SERVE, cwd=tmp_path, env={"TERM": "dumb"})
+    try:
+        screen.see("Ctrl.C ends the room")
+        screen.type("\x03")
+        assert screen.exit_code() == 0
+        assert "\x1b" not in "".join(screen.raw)
+    finally:
+        screen.close()
+
+
+@pytest.mark.parametrize("by", ["option", "variable"])
+def test_no_colours_when_none_are_wanted(opened, by):
+    options, env = (["--no-color"], None) if by == "option" else ([], {"NO_COLOR": "1"})
+    console = opened(*options, env=env)
+    with helpers.joined(console, "eve") as eve:
+        eve.say("hello")
+        console.see("eve: hello$")
+    assert not re.findall(r"\x1b\[[\d;]*\b(?:3\d|4\d|9\d|10\d)\b[\d;]*m", "".join(console.raw))
+
+
+def test_people_are_let_in_before_the_input_line_is_loaded(tmp_path):
+    # A prompt_toolkit that cannot be loaded before somebody is in the room.
+    package = tmp_path / "prompt_toolkit"
+    package.mkdir()
+    (package / "__init__.py").write_text(
+        "import os, time\nuntil = time.monotonic() + 10\n"
+        "while not os.path.exists('let-in') and time.monotonic() < until:\n    time.sleep(0.01)\n"
+        "assert os.path.exists('let-in')\nraise ImportError\n")
+    screen = terminal.Terminal(SERVE, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)})
+    try:
+        screen.see(r"listens on 127\.0\.0\.1:\d+$")
+        port = int(re.search(r"listens on 127\.0\.0\.1:(\d+)$", screen.text(), re.M).group(1))
+        with helpers.joined(types.SimpleNamespace(address=("127.0.0.1", port)), "eve"):
+            (tmp_path / "let-in").write_text("")
+            screen.see("prompt_toolkit is missing, so the input line is a plain one")
+            screen.see("-- eve joined")
+    finally:
+        screen.close()
+
+
+def test_without_a_terminal_it_only_prints_and_reads_nothing(tmp_path):
+    process = subprocess.Popen(SERVE, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                               encoding="utf-8", cwd=tmp_path)
+    output = helpers.Output(process.stdout)
+    try:
+        process.stdin.write("/quit\nhello\n")
+        process.stdin.close()
+        port = int(output.expect(r"listens on 127\.0\.0\.1:(\d+)$").group(1))
+        with helpers.joined(types.SimpleNamespace(address=("127.0.0.1", port)), "eve") as eve:
+            eve.say("still here")
+            output.expect("eve: still here$")
+            process.send_signal(signal.SIGINT)
+            eve.expect(ev="end")
+        assert process.wait(helpers.SECONDS) == 0
+        assert "\x1b" not in output.text() and "Traceback" not in output.text()
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
