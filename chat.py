@@ -202,7 +202,7 @@ def encode_welcome(t, you, n, people, id, recorded=False):
 
 
 def check_text(text):
-    """Refuse what is not something that a person could say."""
+    """Refuse what is not something that a person could say; returns True."""
     if type(text) is not str:
         raise ChatError('a message needs a "text" that is a string')
     if not text or text.isspace():
@@ -212,8 +212,9 @@ def check_text(text):
                         "too-long")
     if text.count("\n") >= TEXT_ROWS:
         raise ChatError(f"a message has at most {TEXT_ROWS} lines", "too-long")
-    if "\0" in text or not is_utf8(text):
+    if "\0" in text or not (text.isascii() or is_utf8(text)):
         raise ChatError("this message is not text: it holds a NUL character or half a character")
+    return True
 
 
 def check_name(name):
@@ -275,7 +276,7 @@ COUNT = lambda value: type(value) is int and 0 <= value < 1 << 53, "a whole numb
 SECONDS = lambda value: type(value) in (int, float) and 0 <= value < 1e11, "a number of seconds"
 PEOPLE = lambda value: type(value) is list and all(map(STRING[0], value)), "a list of names"
 START = _is_start, "a time with its zone"
-TALK = lambda value: check_text(value) is None, "a string"
+TALK = check_text, "a string"
 
 # What a client asks, and the fields each request must have, besides an id if it likes.
 REQUESTS = {
@@ -2882,7 +2883,7 @@ def ask_until(question, default, check):
 
 def _menu_host():
     everyone = choose("Who can come in?", ["this computer only", "everyone on this network"])
-    room = ask_until("Room", "chat", lambda text: check_text(text) or text)
+    room = ask_until("Room", "chat", lambda text: check_text(text) and text)
     record = choose("Record what is said?", ["no", "yes, into a new file in sessions/"])
     return (["serve"] + ["--lan", "--open"] * everyone + ([f"--room={room}"] if room != "chat" else [])
             + ["--log"] * record)

@@ -156,10 +156,12 @@ def test_encode_talk_numbers_its_lines_from_n():
 
 @pytest.mark.parametrize("people", [["юля"], ["a", "b", "李"]], ids=len)
 @pytest.mark.parametrize("id", [None, 0, TOO_BIG - 1])
-def test_encode_welcome_gives_what_encode_gives(people, id):
-    expected = chat.encode({"re": "welcome", "t": 7.5, "you": "юля", "n": 3, "people": people, "id": id})
+@pytest.mark.parametrize("recorded", [None, True])
+def test_encode_welcome_gives_what_encode_gives(people, id, recorded):
+    expected = chat.encode({"re": "welcome", "t": 7.5, "you": "юля", "n": 3, "people": people,
+                            "recorded": recorded, "id": id})
     quoted = ",".join(map(chat.quote, people))
-    assert chat.encode_welcome(7.5, chat.quote("юля"), 3, quoted, id) == expected
+    assert chat.encode_welcome(7.5, chat.quote("юля"), 3, quoted, id, bool(recorded)) == expected
 
 
 @pytest.mark.parametrize("sample", [*EVENTS.values()], ids=word_of)

@@ -194,6 +194,8 @@ def test_marks_with_joiners_between_do_not_pile_up_either(joiner):
     (EVENTS["mark"], "== task 2"),
     (EVENTS["end"], "-- the room is closed"),
     (REPLIES["welcome"], "-- you are ann; 2 here: юля, ann"),
+    ({**REPLIES["welcome"], "recorded": True}, "-- you are ann; 2 here: юля, ann; this session is recorded"),
+    ({**REPLIES["welcome"], "recorded": "no"}, "-- you are ann; 2 here: юля, ann"),
     (REPLIES["tell"], "юля → ann (private): тише"),
     (REPLIES["who"], "-- 1 here: ann"),
     ({**REPLIES["who"], "people": []}, "-- 0 here: "),
@@ -250,6 +252,35 @@ def test_names_are_shown_in_their_own_style():
     assert pieces[1] == (chat.name_style("ann"), "ann")
 
 
+def mentioned(text, viewer="bob", who="ann"):
+    """What is shown to this viewer as a mention of theirs."""
+    pieces = chat.render(say(text, who), SESSION, viewer)
+    assert chat.plain(pieces) == chat.plain(chat.render(say(text, who), SESSION))
+    return [text for style, text in pieces if style == "mention"]
+
+
+@pytest.mark.parametrize("text, found", [
+    ("bob", ["bob"]), ("hi Bob, is BOB in?", ["Bob", "BOB"]), ("(bob)", ["bob"]), ("that is bob.", ["bob"]),
+    ("one\nbob: two", ["bob"]), ("bobby and kebob", []), ("nobody", []), ("bob-2: hello", []),
+    ("bob_2", [])], ids=ascii)
+def test_ones_own_name_stands_out_where_it_is_a_word(text, found):
+    assert mentioned(text) == found
+
+
+def test_a_name_with_signs_in_it_stands_out_too():
+    assert mentioned("hi b.o-b!", "b.o-b") == ["b.o-b"] and mentioned("hi bxo-b!", "b.o-b") == []
+
+
+def test_ones_own_lines_mention_nobody():
+    assert mentioned("i am bob", who="bob") == []
+
+
+@pytest.mark.parametrize("text", ["\x1bbob\x1b", "bob\u202e", "\u200dbob"], ids=ascii)
+def test_a_mention_is_made_harmless_too(text):
+    assert mentioned(text) == ["bob"]
+    assert not OBEYED.search(chat.plain(chat.render(say(text, "ann"), SESSION, "bob")))
+
+
 def test_colours_are_there_for_terminals():
     coloured = chat.coloured(chat.render({**EVENTS["mark"], "t": 0}, SESSION))
     assert coloured == "\x1b[2m12:00 \x1b[0m\x1b[1;7m== \x1b[0m\x1b[1;7mtask 2\x1b[0m"
@@ -289,6 +320,11 @@ def test_an_event_with_the_name_of_a_reply_is_an_unknown_event(line):
     assert shown(chat.decode_event(line)) == "-- " + line
 
 
+def test_what_the_room_tells_everyone_is_shown_as_such_whatever_else_it_holds():
+    event = {**EVENTS["say"], "re": "error", "here": "remark", "do": "say"}
+    assert shown(chat.decode_event(json.dumps(event))) == "ann: hello"
+
+
 # --- time ---
 
 
@@ -300,6 +336,11 @@ def test_an_event_with_the_name_of_a_reply_is_an_unknown_event(line):
     ("2026-11-20T08:05:00+05:45", 3600.5, "09:05"), ("9999-12-31T23:59:00.000+00:00", 9e10, "15:59")])
 def test_the_time_is_the_start_and_the_seconds_since(start, t, text):
     assert chat.clock({**SESSION, "start": start}, t) == text
+
+
+@pytest.mark.parametrize("times, text", [("short", "12:01 "), ("long", "12:01:05 "), ("off", "")])
+def test_the_time_is_shown_as_asked_for(times, text):
+    assert chat.plain(chat.render(EVENTS["end"], SESSION, times=times)) == text + "-- the room is closed"
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Asia/Tokyo", "America/New_York", "XXX-14", "Europe/Berlin"])

@@ -280,8 +280,8 @@ OWN = [
     *EVENTS[:3],
     {"ev": "join", "n": 3, "t": 3.0, "who": "bob", "from": 0},
     {"re": "tell", "t": 4.0, "who": "юля", "to": "bob", "text": "psst"},
-    {"ev": "nick", "n": 4, "t": 5.0, "who": "юля", "name": "ann"},
-    {"ev": "nick", "n": 9, "t": 5.0, "who": "bob", "name": "rob"},
+    {"ev": "nick", "n": 4, "t": 5.0, "who": "bob", "name": "rob"},
+    {"ev": "nick", "n": 9, "t": 5.0, "who": "юля", "name": "ann"},
     {"re": "tell", "t": 6.0, "who": "rob", "to": "ann", "text": "yes?"},
     {"re": "tell", "t": 6.5, "who": "ann", "to": "bob", "text": "another bob"},
     {"re": "error", "t": 7.0, "code": "nobody", "text": "nobody here is called юля"},
@@ -294,8 +294,8 @@ OWN_SHOWN = """\
       │ мир
 12:00 -- bob joined
 12:00 юля → you (private): psst
-12:00 -- юля is now ann
 12:00 -- bob is now rob
+12:00 -- юля is now ann
 12:00 you → ann (private): yes?
 12:00 ann → bob (private): another bob
 12:00 !! nobody here is called юля
@@ -345,10 +345,16 @@ def command(*arguments):
     return chat.main(["replay", *map(str, arguments)])
 
 
+def environment(encoding="utf-8"):
+    """This machine's environment, but for what would change how Python writes."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    return dict(kept, PYTHONIOENCODING=encoding)
+
+
 def run(*arguments, encoding="utf-8", stdout=subprocess.PIPE, **settings):
     """`replay` in a process of its own: exit code, output, and what it complained of."""
     done = subprocess.run([*CHAT, "replay", *map(str, arguments)], stdout=stdout, stderr=subprocess.PIPE,
-                          env={**os.environ, "PYTHONIOENCODING": encoding}, timeout=60, **settings)
+                          env=environment(encoding), timeout=60, **settings)
     out, complaint = (done.stdout or b"").decode(encoding), done.stderr.decode(encoding)
     return done.returncode, out.replace("\r\n", "\n"), complaint.replace("\r\n", "\n")
 
@@ -451,7 +457,8 @@ def test_ctrl_c_ends_a_replay_quietly(recorded, monkeypatch, capsys):
 def test_a_reader_that_has_enough_ends_a_replay_quietly(tmp_path):
     many = [{**EVENTS[2], "n": n, "t": 1.0} for n in range(1, 10_000)]  # more than a pipe holds
     path = put(tmp_path / "long.jsonl", [SESSION, *many])
-    playing = subprocess.Popen([*CHAT, "replay", str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    playing = subprocess.Popen([*CHAT, "replay", str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               env=environment())
     with playing:
         assert b"12:00 -- room" in playing.stdout.readline()
         playing.stdout.close()

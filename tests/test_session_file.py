@@ -187,7 +187,8 @@ def test_on_a_full_disk_the_file_holds_whole_lines_and_later_all(begun, disk, pa
     assert content(path) == HEAD + say(1)
     disk.left = 1 << 30
     assert begun.write(say(4)) == "recording works again"
-    assert content(path) == HEAD + say(1) + ROUND + say(4)
+    begun.write(say(5))
+    assert content(path) == HEAD + say(1) + ROUND + say(4) + say(5)
 
 
 @pytest.mark.parametrize("left", range(0, len(ROUND) + 1, 7))
@@ -371,6 +372,17 @@ def test_another_file_that_took_its_name_is_left_alone(begun, disk, path, tmp_pa
 
 
 @needs_unlink
+def test_a_recording_does_not_go_on_in_a_file_that_was_moved_away(begun, disk, path, tmp_path):
+    disk.left = 0
+    begun.write(say(1))
+    os.rename(path, tmp_path / "moved")
+    put(path, b"not yours\n")
+    disk.left = 1 << 30
+    assert begun.write(say(2)) is None
+    assert content(path) == b"not yours\n"
+
+
+@needs_unlink
 def test_recording_works_again_when_the_other_file_is_gone(begun, disk, path, tmp_path):
     put(tmp_path / "other", b"not yours\n")
     os.replace(tmp_path / "other", path)
@@ -418,6 +430,14 @@ def test_nothing_is_set_aside_where_nothing_is_torn(path):
     put(path, WHOLE, LAST)
     go_on(path)
     assert content(path) == WHOLE + LAST + say(4)
+    assert not os.path.exists(path + ".torn")
+
+
+@pytest.mark.parametrize("line", [b"garbage\n", b"\n", b'{"ev":"say","n":9}\n'], ids=str)
+def test_a_damaged_line_at_the_end_is_whole_and_stays(path, line):
+    put(path, WHOLE, line)
+    go_on(path)
+    assert content(path) == WHOLE + line + say(3)
     assert not os.path.exists(path + ".torn")
 
 
