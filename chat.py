@@ -117,11 +117,12 @@ BACKLOG_BYTES = 1 << 20  # of lines kept for the recording while it fails
 CONSOLE_LINES = 100  # shown per batch; the rest of a flood is counted
 CONSOLE_SECONDS = 0.1  # between batches
 SCREEN_SECONDS = 0.04  # between batches above an input line: fewer are choppy, more cost keys
-SCREEN_BATCH = 8 << 10  # characters in the first batch; the next ones follow
+SCREEN_BATCH = 8 << 10, 20 << 10  # characters in the first batch, and in the largest: 5,000 lines a second
 BATCH_SECONDS = 0.005  # what writing one may take; more, and the next is half as large
 SCREEN_LINES = 1000  # waiting for a terminal; what is beyond is counted, not shown
 SCREEN_CHARACTERS = 256 << 10  # the same
 MUTE_MINUTES = 5
+GATHER_SECONDS = 0.01  # between two looks at what has come, while much comes
 UNSENT_SECONDS = 1.0  # after which a line without its echo counts as still on its way
 CONNECT_SECONDS = 10.0
 RECENT = 5  # addresses that the menu remembers
@@ -465,7 +466,7 @@ def find_mentions(text, name):
     """Where a name stands in a text as a word of its own, in capitals or not: (start, end) pairs."""
     if name.lower() not in text.lower():
         return []
-    return [match.span() for match in re.finditer(rf"(?<!\w){re.escape(name)}(?!\w)", text, re.IGNORECASE)]
+    return [match.span() for match in re.finditer(rf"(?<![\w.-]){re.escape(name)}(?![\w-]|\.\w)", text, re.IGNORECASE)]
 
 
 LEFT = {"left": "left", "lost": "lost the connection", "kicked": "was removed", "slow": "was too slow, and was cut"}
@@ -540,7 +541,14 @@ def plain(pieces):
 
 def coloured(pieces):
     """The pieces as text with the escape sequences of their colours; the text itself holds none."""
-    return "".join([f"\x1b[{STYLES[style]}m{text}\x1b[0m" if STYLES[style] else text for style, text in pieces])
+    parts, before = [], ""
+    for style, text in pieces:
+        code = STYLES[style]
+        if code != before:
+            parts.append(f"\x1b[{'0;' if before else ''}{code}m" if code else "\x1b[0m")
+            before = code
+        parts.append(text)
+    return "".join(parts) + "\x1b[0m" if before else "".join(parts)
 
 
 # === session file =================================================================================
@@ -684,7 +692,7 @@ class Recording:
 def read_lines(file):
     """Yield (number, line) of a session file; the line is None where it was far too long to be one."""
     number, skipping = 0, False
-    for line in iter(lambda: file.readline(REPLY_BYTES), b""):
+    for line in iter(functools.partial(_read_line, file), b""):
         whole = line.endswith(b"\n")
         if not skipping:
             number += 1
@@ -696,6 +704,13 @@ def read_lines(file):
             skipping = not whole
         elif whole:  # else it is torn: somebody is still writing it, or died while doing so
             yield number, line
+
+
+def _read_line(file):
+    try:
+        return file.readline(REPLY_BYTES)
+    except OSError as error:
+        raise ChatError(f"cannot read {file.name}: {error.strerror}") from None
 
 
 def remark(t, text):
@@ -1619,13 +1634,13 @@ class Screen:
         self.lock, self.loop, self.printing = threading.Lock(), None, False
         self.ending, self.over = False, False  # asked to end; the input line is gone
         self.waiting, self.size, self.skipped, self.bell = collections.deque(), 0, 0, False
-        self.batch = SCREEN_BATCH
+        self.batch = SCREEN_BATCH[0]
         self.skip_note = ""  # said behind the count of skipped lines
         self.paint = plain if os.environ.get("NO_COLOR") else coloured
         self.session = PromptSession(
             prompt, multiline=True, key_bindings=self._bindings(keys), completer=WordCompleter(),
             complete_style=CompleteStyle.READLINE_LIKE, complete_while_typing=False, reserve_space_for_menu=0,
-            prompt_continuation="... ", erase_when_done=True)
+            prompt_continuation=lambda width, row, wrapped: "" if wrapped else "... ", erase_when_done=True)
         # The library's own toolbar shows only where the terminal tells the cursor's position.
         bar = Window(FormattedTextControl(status), height=1, style="class:bottom-toolbar", always_hide_cursor=True)
         self.session.layout.container.children.append(bar)
@@ -1653,7 +1668,8 @@ class Screen:
         self._print_rest()
 
     def _started(self):
-        self.loop = self.asyncio.get_running_loop()
+        with self.lock:
+            self.loop, self.printing = self.asyncio.get_running_loop(), True
         if self.ending:
             self._exit()
         self._start_printing()
@@ -1711,26 +1727,26 @@ class Screen:
             while len(self.waiting) > SCREEN_LINES or self.size > SCREEN_CHARACTERS:
                 self.size -= self.waiting.popleft().size
                 self.skipped += 1
+            begin = bool(self.loop) and not self.printing  # waking the loop for each line would cost most
+            self.printing = self.printing or begin
         if self.over:
             self._print_rest()
-        else:
+        elif begin:
             self._call(self._start_printing)
 
     def _text(self, pieces):
         return self.paint(pieces).replace("\n", "\r\n") + "\r\n" if pieces else ""
 
     def _start_printing(self):
-        if not self.printing and not self.session.app.is_done:
-            self.printing = True
+        if not self.session.app.is_done:
             self.session.app.create_background_task(self._keep_printing())
 
     async def _keep_printing(self):
-        try:
-            while self.waiting:
-                await self.run_in_terminal(self._print)
-                await self.asyncio.sleep(SCREEN_SECONDS)
-        finally:
-            self.printing = False
+        while self.printing:
+            await self.run_in_terminal(self._print)
+            await self.asyncio.sleep(SCREEN_SECONDS)
+            with self.lock:
+                self.printing = bool(self.waiting)
 
     def _print_rest(self):
         while self.waiting:
@@ -1754,9 +1770,9 @@ class Screen:
         output.flush()
         took = time.monotonic() - start
         if took > BATCH_SECONDS:
-            self.batch = max(self.batch // 2, SCREEN_BATCH // 8)
+            self.batch = max(self.batch // 2, SCREEN_BATCH[0] // 8)
         elif size >= self.batch:
-            self.batch = min(self.batch * 5 // 4, SCREEN_CHARACTERS)
+            self.batch = min(self.batch * 5 // 4, SCREEN_BATCH[1])
 
 
 def make_screen(*functions):
@@ -2294,6 +2310,7 @@ class Client:
         self.n = -1  # of the newest event: what comes again after a lost connection is passed over
         self.heard = -1  # of the newest event at the welcome: up to there it is history
         self.state = "out"  # then in, lost (and may join again), rejoining, over
+        self.busy = 0.0  # when something came last
         self.leaving = self.asked = False  # asked: the question after a bare "quit" is open
         self.failure = None  # the sentence that a script should hear at the end
         self.people, self.recorded = {}, False  # who is here; whether the server records
@@ -2343,7 +2360,11 @@ class Client:
     def _receive(self, batches, opening):
         try:
             for batch in itertools.chain([opening], batches):
+                before = time.monotonic()
                 self._take(batch)
+                if self.busy > before - 2 * GATHER_SECONDS:
+                    time.sleep(GATHER_SECONDS)  # what comes so fast is cheaper taken many at a time
+                self.busy = before
         finally:
             self._ended()
 

@@ -198,7 +198,8 @@ def test_a_mistake_is_answered_stays_to_be_corrected_and_goes_to_nobody(console,
 
 def test_a_text_over_the_limit_is_refused_with_its_length(console, eve):
     console.type("\x1b[200~" + "x" * 4001 + "\x1b[201~\r")
-    console.see("!! a message has at most 4,000 characters, this one has 4,001$")
+    told = "!! a message has at most 4,000 characters, this one has 4,001"
+    console.wait(lambda: told in console.text(), told)  # above an input line of many rows
     console.type("\x15and on\r")
     eve.expect_next(ev="say", text="and on")
 

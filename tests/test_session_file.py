@@ -69,6 +69,7 @@ class Disk:
 
     def __init__(self, left, at_once=1 << 30):
         self.left, self.at_once = left, at_once
+        self.cuts = True  # whether it can shorten a file
 
     def __getattr__(self, name):
         return getattr(os, name)
@@ -79,6 +80,12 @@ class Disk:
         written = os.write(descriptor, data[:min(self.left, self.at_once)])
         self.left -= written
         return written
+
+
+    def ftruncate(self, descriptor, size):
+        if not self.cuts:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        os.ftruncate(descriptor, size)
 
 
 @pytest.fixture
@@ -201,6 +208,15 @@ def test_a_disk_that_is_full_again_while_it_recovers_does_no_harm(begun, disk, p
     disk.left = 1 << 30
     begun.write(say(4))
     assert content(path) == HEAD + say(1) + ROUND + say(4)
+
+
+def test_half_a_line_that_could_not_be_taken_back_at_once_is_taken_back_later(begun, disk, path):
+    disk.left, disk.cuts = 5, False
+    begun.write(say(1))
+    assert content(path) == HEAD + say(1)[:5]
+    disk.left, disk.cuts = 1 << 30, True
+    assert begun.write(say(2)) == "recording works again"
+    assert content(path) == HEAD + say(1) + say(2)
 
 
 def test_a_file_that_cannot_be_begun_is_refused_in_one_sentence(disk, path):
@@ -665,6 +681,10 @@ def test_the_remark_on_a_gap_has_the_time_of_what_follows():
 
 def test_the_remark_on_a_damaged_line_has_the_time_of_the_line_before():
     assert read(HEAD, say(1, t=3.0), b"garbage\n")[2]["t"] == 3.0
+
+
+def test_the_time_of_remarks_does_not_fall_when_that_of_events_does():
+    assert read(HEAD, say(1, t=9.0), say(2, t=3.0), b"garbage\n")[3]["t"] == 9.0
 
 
 def test_a_gap_before_an_event_that_nobody_knows_is_named_too():
