@@ -151,6 +151,7 @@ _dump = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=Fa
 _scan = json.JSONDecoder().scan_once  # one C call per line; json.loads would double its cost
 _string = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?')  # an unfinished one too, or it would try again at each quote
 _hidden = re.compile(f"[{UNSEEN}{JOINERS}\u034f]")
+_moment = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{3}|\.\d{6})?[+-]\d\d:\d\d", re.ASCII)
 _number = re.compile(rb'"n":(\d+)')
 
 
@@ -265,9 +266,12 @@ def is_utf8(text):
 
 
 def _is_start(value):
+    # By a pattern first, since newer Pythons take more forms than older ones.
+    if type(value) is not str or not _moment.fullmatch(value):
+        return False
     try:
         return datetime.datetime.fromisoformat(value).utcoffset() is not None
-    except (TypeError, ValueError):
+    except ValueError:
         return False
 
 
@@ -744,7 +748,8 @@ def read_session(file):
         n, t = event.get("n"), max(t, event["t"])
         if "ev" in event and type(n) is int:
             if expected is not None and n > expected and not private:
-                yield remark(t, f"{n - expected:,} lines were not recorded here")
+                missing = n - expected
+                yield remark(t, f"{missing:,} {'line was' if missing == 1 else 'lines were'} not recorded here")
             expected = n + 1
         yield event
 
@@ -2210,6 +2215,8 @@ def serve(host="127.0.0.1", port=PORT, room="chat", log=None, history=HISTORY, r
         console.run()
         server.stop()
         console.stop()
+    if console.thread.is_alive():
+        os._exit(0)  # stdout is held back, and Python's own last flush would wait for it, too
 
 
 # === client =======================================================================================

@@ -2,6 +2,7 @@
 import contextlib
 import os
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -433,7 +434,7 @@ def test_who_is_removed_hears_why_and_exits_with_1(server):
 
 
 def test_a_closed_pipe_behind_join_ends_it_quietly(server):
-    command = " ".join([*CHAT, "join", address_of(server), "--name", "bob"])
+    command = " ".join(map(shlex.quote, [*CHAT, "join", address_of(server), "--name", "bob"]))
     done = subprocess.run(f"yes hello | head -200 | {command} | head -3", shell=True, timeout=30,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert done.stdout.count(b"\n") == 3

@@ -282,7 +282,7 @@ def test_a_mention_is_made_harmless_too(text):
 
 
 def painted(text):
-    """What a terminal does with this: its characters, each with the colours that it gets, and what stays on."""
+    """What a terminal makes of this: its characters, each with its colours, and the colours that stay on."""
     colours, characters = [], []
     for codes, run in re.findall("\x1b\\[([0-9;]*)m|([^\x1b]+)", text):
         for code in codes.split(";") if not run else ():

@@ -1,6 +1,7 @@
 """Three people on three real terminals: tmux draws them, its keys type, its screens are looked at."""
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,8 @@ import pytest
 import chat
 
 pytestmark = pytest.mark.skipif(not shutil.which("tmux"), reason="needs tmux")
-CHAT = f"{sys.executable} {chat.__file__}"
+PROGRAM = [sys.executable, chat.__file__]
+CHAT = " ".join(map(shlex.quote, PROGRAM))
 LONG_CYRILLIC = "Съешь же ещё этих мягких французских булок. " * 90 + "конец"
 LONG_EMOJI = "😀🎉👍🏽❤️" * 500 + "!"
 
@@ -88,7 +90,7 @@ def test_three_people_talk_one_leaves_one_comes_late(tmux, tmp_path):
     tmux.run("send-keys", "-t", "server", "C-c")
     for name in ("ann", "боб", "zoe", "server"):
         tmux.see(name, "-- the room is closed$")
-    replayed = subprocess.run([*CHAT.split(), "replay", "lab.jsonl", "--instant"], cwd=tmp_path, check=True,
+    replayed = subprocess.run([*PROGRAM, "replay", "lab.jsonl", "--instant"], cwd=tmp_path, check=True,
                               stdout=subprocess.PIPE).stdout.decode().splitlines()
     for name in ("ann", "боб", "zoe"):  # after their own welcome, which is in no file of the server
         assert lines_of(tmux.screen(name))[1:] == replayed, name
