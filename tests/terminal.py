@@ -33,7 +33,8 @@ class Terminal:
         self.resize(columns, rows)
         self.process = subprocess.Popen(
             command, stdin=slave, stdout=slave, stderr=slave, cwd=cwd, start_new_session=True,
-            env={**os.environ, "TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8", **(env or {})},
+            env={**os.environ, "TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8",
+                 "XDG_STATE_HOME": os.devnull, **(env or {})},  # the menu's memory is not for tests
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))
         os.close(slave)
 
