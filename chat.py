@@ -151,6 +151,7 @@ _dump = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=Fa
 _scan = json.JSONDecoder().scan_once  # one C call per line; json.loads would double its cost
 _string = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?')  # an unfinished one too, or it would try again at each quote
 _hidden = re.compile(f"[{UNSEEN}{JOINERS}\u034f]")
+_blank = re.compile(f"[\\s{UNSEEN}{JOINERS}]+")
 _moment = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{3}|\.\d{6})?[+-]\d\d:\d\d", re.ASCII)
 _number = re.compile(rb'"n":(\d+)')
 
@@ -207,7 +208,7 @@ def check_text(text):
     """Refuse what is not something that a person could say; returns True."""
     if type(text) is not str:
         raise ChatError('a message needs a "text" that is a string')
-    if not text or text.isspace():
+    if not text or text.isspace() or not (text.isascii() or _blank.sub("", text)):
         raise ChatError("there is nothing in this message")
     if len(text) > TEXT_POINTS:
         raise ChatError(f"a message has at most {TEXT_POINTS:,} characters, this one has {len(text):,}",
@@ -2155,7 +2156,8 @@ CONSOLE_COMMANDS = {
     "say": Command("TEXT", "say something to the room, as the server", _console_say),
     "who": Command("", "who is here, and from where", _console_who),
     "kick": Command("NAME [reason]", "remove somebody", _console_kick),
-    "mute": Command("NAME [minutes]", f"refuse what somebody says, for {MUTE_MINUTES} minutes or so many", _console_mute),
+    "mute": Command("NAME [minutes]", f"refuse what somebody says, for {MUTE_MINUTES} minutes or so many",
+                    _console_mute),
     "mark": Command("TEXT", "put a chapter mark into the log", _console_mark),
     "log": Command("on|off", "record, into a new file in sessions/, or stop recording", _console_log),
     "quit": Command("", "end the room", _console_quit),
@@ -3123,8 +3125,8 @@ def _guarded(function, *arguments):
         silence(sys.stdout)  # whoever read it has enough
         return 0
     except OSError as error:
-        silence(sys.stdout)
-        print(f"{program}: cannot write what is to be shown: {error.strerror}.", file=sys.stderr)
+        silence(sys.stdout)  # which may be what failed
+        print(f"{program}: the system says: {error.strerror or error}.", file=sys.stderr)
         return 1
     return 0
 

@@ -741,3 +741,9 @@ def test_no_name_takes_long_to_judge(start):
         room.join(member, "bob")
     line = '{%s:"a%s"}' % (start, "\u0315" * 16_000 + "\u0316" * 16_000)
     assert cheap(chat.act, room, member, [line]) == 1
+
+
+@pytest.mark.parametrize("text", ["\u200b", "\u2060 \ufeff", "\u200d", "\u3164\n"])
+def test_a_text_that_nobody_would_see_is_blank(text):
+    with pytest.raises(chat.ChatError, match="nothing in this message"):
+        chat.check_text(text)

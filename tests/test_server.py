@@ -270,6 +270,49 @@ def test_a_slow_disk_does_not_cost_anyone_the_end():
         stopping.join()
 
 
+# Runs serve, and has a signal come at the worst of moments: when the main thread, about to wait, holds the
+# lock of what it waits for. A handler that wants that lock too would wait for ever.
+SIGNAL_AT_THE_WORST_MOMENT = """
+import signal, sys, threading
+import chat
+
+def calls(frame, event, arg):
+    event_wait = frame.f_back
+    if (frame.f_code.co_filename == event_wait.f_code.co_filename == threading.__file__
+            and frame.f_code.co_name == event_wait.f_code.co_name == "wait"
+            and event_wait.f_back.f_code.co_filename == chat.__file__):
+        return in_wait
+
+def in_wait(frame, event, arg):
+    sys.settrace(None)
+    signal.raise_signal(signal.SIGTERM)
+
+sys.settrace(calls)
+code = chat.main(["serve", "--port", "0"])
+sys.settrace(None)
+sys.exit(code)
+"""
+
+
+@needs_signals
+def test_a_signal_may_come_at_any_moment():
+    process = subprocess.Popen([sys.executable, "-c", SIGNAL_AT_THE_WORST_MOMENT], stdin=subprocess.DEVNULL,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
+                               env={**os.environ, "PYTHONPATH": os.path.dirname(chat.__file__)})
+    output, errors = Output(process.stdout), Output(process.stderr)
+    try:
+        output.expect("Ctrl.C ends the room")
+        process.send_signal(signal.SIGINT)  # ends it where no moment is that bad
+        assert process.wait(15) == 0
+        assert errors.text() == ""
+    finally:
+        process.kill()
+        process.wait()
+        for said in (output, errors):
+            said.thread.join(15)
+            said.stream.close()
+
+
 @needs_signals
 def test_nohup_is_respected(serve):
     ignoring = {"preexec_fn": lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)}
