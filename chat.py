@@ -1999,7 +1999,7 @@ class Console:
     def __init__(self, room, print_lines):
         self.room, self.n = room, room.n
         self.print_lines, self.screen = print_lines, None
-        self.ended, self.stopped = threading.Event(), False
+        self.ended = self.stopped = False
         self.addresses = {}  # seat: where that person came from, until their join is shown
         self.thread = threading.Thread(target=self._follow, name="console", daemon=True)
 
@@ -2009,15 +2009,15 @@ class Console:
         if is_terminal(sys.stdin, sys.stdout):
             self.screen = make_screen(self.take_line, lambda: "> ", self.status, self.complete, {})
         self.thread.start()
-        if self.screen and not self.ended.is_set():
+        if self.screen and not self.ended:
             self.screen.run()
         else:
-            while not self.ended.wait(0.5):  # in slices: some systems do not interrupt a longer wait
-                pass
+            while not self.ended:  # no lock to wait for: the signal may come while this thread holds it
+                time.sleep(0.1)
 
     def end(self):
         """Let `run` return; may be called by a signal handler."""
-        self.ended.set()
+        self.ended = True
         if self.screen:
             self.screen.end()
 

@@ -11,7 +11,7 @@ import time
 import pytest
 
 import chat
-from helpers import Tape, Wire, wait_for
+from helpers import SECONDS, Tape, Wire, wait_for
 
 SESSION = {"ev": "session", "n": 0, "t": 0.0, "v": 1, "id": "s1", "start": "2100-01-01T00:00:00.000+00:00",
            "room": "lab"}  # in the future, so that every time is 0.0
@@ -1187,7 +1187,7 @@ def test_whatever_many_threads_do_each_member_is_given_its_stretch_of_the_log(se
 
 def test_two_who_flush_at_once_leave_nothing_behind(room, quick_switches):
     members = [enter(room, "ann"), enter(room, "bob")]
-    meet = threading.Barrier(2, timeout=15)
+    meet = threading.Barrier(2, timeout=SECONDS)
     left_behind = []
 
     def speak(member):

@@ -14,7 +14,7 @@ import time
 import pytest
 
 import chat
-from helpers import BARE_SYSTEM, Output, Peer, Served, joined, serving, wait_for
+from helpers import BARE_SYSTEM, SECONDS, Output, Peer, Served, joined, serving, wait_for
 from test_pyz import every_python
 
 try:
@@ -162,7 +162,7 @@ def test_the_end_is_told_to_everyone_and_recorded(serve_anywhere, log, number):
         server.interrupt(number)
         for peer in (ann, bob):
             assert [line["ev"] for line in peer.rest()] == ["end"]
-    assert server.process.wait(15) == 0
+    assert server.process.wait(SECONDS) == 0
     assert [line["ev"] for line in events_of(log)] == ["session", "join", "join", "end"]
     assert "the room is closed" in server.console.text()
     assert server.errors.text() == ""
@@ -216,7 +216,7 @@ def test_everyone_is_told_the_end_in_the_middle_of_a_flood(serve, log):
             peer.sock.shutdown(socket.SHUT_RDWR)
         for thread in floods:
             thread.join()
-        assert server.process.wait(15) == 0
+        assert server.process.wait(SECONDS) == 0
         assert [json.loads(line)["ev"] for line in last] == ["end"] * len(peers)
         assert log.read_bytes().splitlines(True)[-1] == last[0]
 
@@ -261,7 +261,7 @@ def test_a_slow_disk_does_not_cost_anyone_the_end():
     with serving() as server, joined(server, "ann") as ann, joined(server, "bob") as bob:
         server.room.recording = SlowTape()
         ann.say("hi")
-        assert SlowTape.began.wait(15)
+        assert SlowTape.began.wait(SECONDS)
         stopping = threading.Thread(target=server.stop)
         stopping.start()
         for peer in (ann, bob):
@@ -303,13 +303,13 @@ def test_a_signal_may_come_at_any_moment():
     try:
         output.expect("Ctrl.C ends the room")
         process.send_signal(signal.SIGINT)  # ends it where no moment is that bad
-        assert process.wait(15) == 0
+        assert process.wait(SECONDS) == 0
         assert errors.text() == ""
     finally:
         process.kill()
         process.wait()
         for said in (output, errors):
-            said.thread.join(15)
+            said.thread.join(SECONDS)
             said.stream.close()
 
 
@@ -327,7 +327,7 @@ def test_nohup_is_respected(serve):
 def test_a_terminal_that_is_closed_ends_the_room_in_order(serve, log):
     server = serve("--log", log)
     server.process.send_signal(signal.SIGHUP)
-    assert server.process.wait(15) == 0
+    assert server.process.wait(SECONDS) == 0
     assert events_of(log)[-1]["ev"] == "end"
 
 
@@ -767,13 +767,13 @@ def test_the_console_prints_what_came_while_it_was_printing_before_it_stops():
 
     def write_slowly(lines):
         printing.set()
-        assert go_on.wait(15)
+        assert go_on.wait(SECONDS)
         Screen.write(screen, lines)
 
     screen.console.print_lines = write_slowly
     screen.console.thread.start()
     talked(room, [1])
-    assert printing.wait(15)
+    assert printing.wait(SECONDS)
     room.close()
     room.flush()
     stopping = threading.Thread(target=screen.console.stop)
@@ -781,7 +781,7 @@ def test_the_console_prints_what_came_while_it_was_printing_before_it_stops():
     wait_for(lambda: screen.console.stopped, "the console is told to stop")
     go_on.set()
     stopping.join()
-    screen.console.thread.join(15)
+    screen.console.thread.join(SECONDS)
     assert screen.lines[-1].endswith("-- the room is closed")
 
 
@@ -957,6 +957,6 @@ def test_every_python_serves(serve, log, python):
         ann.expect(ev="leave", who="bob", why="left")
         server.interrupt()
         ann.expect(ev="end")
-    assert server.process.wait(15) == 0
+    assert server.process.wait(SECONDS) == 0
     server.console.expect("ann: привет 😀")
     assert events_of(log)[-1]["ev"] == "end"
