@@ -607,31 +607,32 @@ def test_a_folder_that_cannot_be_made_is_told_in_one_sentence(tmp_path):
 
 @needs_resource
 def test_on_a_full_disk_everyone_is_told_once_and_the_chat_goes_on(serve, log):
-    server = serve("--log", log, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)))
+    server = serve("--log", log, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000)))
     with joined(server, "ann") as ann, joined(server, "bob") as bob:
         told = []
         for number in range(60):
-            ann.say(f"line {number} " + "x" * 40)
-            told += ann.until(text=f"line {number} " + "x" * 40)
-        for peer, lines in ((ann, told), (bob, bob.until(text="line 59 " + "x" * 40))):
+            ann.say(f"line {number} " + "x" * 700)
+            told += ann.until(text=f"line {number} " + "x" * 700)
+        for peer, lines in ((ann, told), (bob, bob.until(text="line 59 " + "x" * 700))):
             assert [line["text"] for line in lines if line["ev"] == "say"] == [
-                f"line {number} " + "x" * 40 for number in range(60)]
+                f"line {number} " + "x" * 700 for number in range(60)]
             (notice,) = [line for line in lines + peer.settle() if line["ev"] == "notice"]
             assert notice["text"].startswith("recording failed (")
             assert notice["text"].endswith("it is tried again each second")
         events = events_of(log)
         assert [line["n"] for line in events] == list(range(len(events)))
-        assert 1000 < log.stat().st_size <= 2000
+        assert 8000 < log.stat().st_size < 9000
     assert server.end() == 0
     events_of(log)
 
 
 def test_recording_goes_on_when_the_disk_has_space_again(log, monkeypatch):
     monkeypatch.setattr(chat, "RETRY_SECONDS", 0.05)
-    full, write = threading.Event(), os.write
+    full, failures, write = threading.Event(), [], os.write
 
     def write_unless_full(descriptor, data):
         if full.is_set() and data.startswith(b'{"ev"'):
+            failures.append(data)
             raise OSError(28, "No space left on device")
         return write(descriptor, data)
 
@@ -640,6 +641,7 @@ def test_recording_goes_on_when_the_disk_has_space_again(log, monkeypatch):
         full.set()
         ann.say("kept in memory")
         assert ann.expect(ev="notice")["text"].startswith("recording failed (No space left on device)")
+        wait_for(lambda: len(failures) >= 5, "it is tried again and again")
         full.clear()
         ann.expect(ev="notice", text="recording works again")  # the helper tries, though nobody speaks
         ann.send(do="bye")
