@@ -1640,7 +1640,7 @@ class Screen:
         self.lock, self.loop, self.printing = threading.Lock(), None, False
         self.ending, self.over = False, False  # asked to end; the input line is gone
         self.waiting, self.size, self.skipped, self.bell = collections.deque(), 0, 0, False
-        self.batch = SCREEN_BATCH[0]
+        self.batch, self.growth = SCREEN_BATCH[0], 4  # a batch may grow by one part in so many
         self.skip_note = ""  # said behind the count of skipped lines
         self.paint = plain if os.environ.get("NO_COLOR") else coloured
         self.session = PromptSession(
@@ -1761,6 +1761,7 @@ class Screen:
     def _print(self):
         # A batch is as large as this terminal takes without holding up a key. Between it and us the system
         # keeps some kilobytes, so a write that has to wait at all means that a key would wait much longer.
+        # From then on the terminal's speed is about known, and batches grow slowly towards it.
         texts, size = [], 0
         with self.lock:
             skipped, bell, self.skipped, self.bell = self.skipped, self.bell, 0, False
@@ -1776,9 +1777,9 @@ class Screen:
         output.flush()
         took = time.monotonic() - start
         if took > BATCH_SECONDS:
-            self.batch = max(self.batch // 2, SCREEN_BATCH[0] // 8)
+            self.batch, self.growth = max(self.batch // 2, SCREEN_BATCH[0] // 8), 32
         elif size >= self.batch:
-            self.batch = min(self.batch * 5 // 4, SCREEN_BATCH[1])
+            self.batch = min(self.batch + self.batch // self.growth, SCREEN_BATCH[1])
 
 
 def make_screen(*functions):
