@@ -33,7 +33,8 @@ The rules of the house:
     7. Requests, commands, events and styles are tables. No mutable state at module level.
 
 The map:
-    limits, lines, rendering, session file, room, doors, screen, server, client, replay, menu, command line
+    limits, lines, rendering, session file, room, doors, screen, server, client, replay, report, menu,
+    command line
 """
 
 import _thread
@@ -45,6 +46,7 @@ import difflib
 import errno
 import functools
 import getpass
+import io
 import itertools
 import json
 import os
@@ -109,6 +111,15 @@ RATE_BURST = 4  # seconds' worth that may come at once
 RATE_AHEAD = 60.0  # seconds; whoever sent more than that beyond the limit is cut
 WHO_PEOPLE = 100  # a `who` costs one request for each so many people that it lists
 
+FOLLOW_SECONDS = 0.1  # between looks at a file that grows
+TICK_SECONDS = 0.25  # between two drawings of a player's status
+SKIP_SECONDS = 5.0  # an arrow key goes so far
+SPEEDS = 0.25, 128.0  # that keys can reach
+PICTURE = 80, 24  # columns and rows of a window in a picture
+PICTURE_PEOPLE = 4  # windows of people beside the server's, at one moment of a report
+SAMPLES = {"demo": ("sample-lab.jsonl", "a lab on sockets, in Russian"),  # sessions that come with the program
+           "demo-en": ("sample-class.jsonl", "a class in three parts, in English")}
+LISTED_SEATS = 30  # in an error message
 LISTED_BYTES = 8 << 20  # of a recording that is read whole to be listed
 OPENING_LINES = 100  # of a file, among which its session line must be
 RETRY_SECONDS = 1.0  # between attempts to record again
@@ -731,8 +742,8 @@ def event_of(line):
         return None
 
 
-def read_session(file):
-    """Yield the events of a session file opened in binary, remarks on what is missing among them."""
+def read_session(file, inside=False):
+    """Yield the events of a session file, from its start or from inside, and remarks on what is missing."""
     expected, t, private = None, 0.0, False
     for number, line in read_lines(file):
         if number == 1 and line and line.startswith(b"\xef\xbb\xbf"):
@@ -741,7 +752,8 @@ def read_session(file):
             continue
         event = event_of(line)
         if not event:
-            yield remark(t, f"line {number} is damaged and was passed over")
+            yield remark(t, f"{'a line' if inside else f'line {number}'} is damaged and was passed over")
+            expected = None if expected is None else expected + 1
             continue
         if event.get("ev") == "session":
             check_version(event)
@@ -1618,7 +1630,8 @@ class Screen:
     # The functions it is given are called in the main thread: `take` with each entered line, which stays
     # if it returns False; `prompt` and `status` for the texts before and below the line; `complete` with
     # what stands before the cursor, for (how much of it is completed, by which words). `show`, `refresh`,
-    # `give_back` and `end` may be called by any thread, and never wait.
+    # `give_back` and `end` may be called by any thread, and never wait. Without `take` there is only a
+    # status where the input line would be, and keys act by themselves, until `ask` opens the line.
 
     def __init__(self, take, prompt, status, complete, keys):
         # Imported here, since serve, replay and help start without it. It must not ask the terminal for
@@ -1628,6 +1641,7 @@ class Screen:
         from prompt_toolkit import PromptSession
         from prompt_toolkit.application import run_in_terminal
         from prompt_toolkit.completion import Completer, Completion
+        from prompt_toolkit.filters import Condition
         from prompt_toolkit.layout import FormattedTextControl, Window
         from prompt_toolkit.shortcuts import CompleteStyle
 
@@ -1642,11 +1656,14 @@ class Screen:
         self.waiting, self.size, self.skipped, self.bell = collections.deque(), 0, 0, False
         self.batch, self.growth = SCREEN_BATCH[0], 4  # a batch may grow by one part in so many
         self.skip_note = ""  # said behind the count of skipped lines
+        self.question = ""  # what is asked just now
+        self.typing = Condition(lambda: bool(take or self.question))
         self.paint = plain if os.environ.get("NO_COLOR") else coloured
         self.session = PromptSession(
-            prompt, multiline=True, key_bindings=self._bindings(keys), completer=WordCompleter(),
+            lambda: f"{self.question}: " if self.question else prompt(), multiline=True, key_bindings=self._bindings(keys), completer=WordCompleter(),
             complete_style=CompleteStyle.READLINE_LIKE, complete_while_typing=False, reserve_space_for_menu=0,
             prompt_continuation=lambda width, row, wrapped: "" if wrapped else "... ", erase_when_done=True)
+        self.session.default_buffer.read_only = ~self.typing
         # The library's own toolbar shows only where the terminal tells the cursor's position.
         bar = Window(FormattedTextControl(status), height=1, style="class:bottom-toolbar", always_hide_cursor=True)
         self.session.layout.container.children.append(bar)
@@ -1655,14 +1672,18 @@ class Screen:
         self.session.app.input.cooked_mode = contextlib.nullcontext
 
     def _bindings(self, keys):
-        from prompt_toolkit.filters import is_searching
+        from prompt_toolkit.filters import Condition, is_searching
         from prompt_toolkit.key_binding import KeyBindings
 
-        bindings = KeyBindings()
-        bindings.add("enter", filter=~is_searching)(self._enter)
-        bindings.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))
+        bindings, asked = KeyBindings(), Condition(lambda: bool(self.question))
+        bindings.add("<any>", filter=~self.typing)(lambda event: None)  # else it would be typed
+        bindings.add("c-r", filter=~self.typing)(lambda event: None)
+        bindings.add("enter", filter=self.typing & ~is_searching)(self._enter)
+        bindings.add("escape", "enter", filter=self.typing)(lambda event: event.current_buffer.insert_text("\n"))
+        bindings.add("c-c", filter=asked)(self._answer)
+        bindings.add("escape", filter=asked)(self._answer)
         for key, function in keys.items():
-            bindings.add(key)(lambda event, function=function: function())
+            bindings.add(key, filter=~asked)(lambda event, function=function: function())
         return bindings
 
     def run(self):
@@ -1683,9 +1704,21 @@ class Screen:
     def _enter(self, event):
         buffer = event.current_buffer
         text = buffer.text.rstrip("\n")
-        if self.take(text) is not False:
+        if self.question:
+            self._answer(event, text)
+        elif self.take(text) is not False:
             buffer.append_to_history()
             buffer.reset()
+
+    def ask(self, question, answer):
+        """Have a line typed, and call `answer` with it unless the person thinks better of it."""
+        self.question, self.answer = question, answer
+
+    def _answer(self, event, text=None):
+        self.question = ""
+        event.current_buffer.reset()
+        if text is not None:
+            self.answer(text)
 
     def _call(self, function, *arguments):
         # The loop may end at any moment; then there is no input line left to change.
@@ -1739,6 +1772,12 @@ class Screen:
             self._print_rest()
         elif begin:
             self._call(self._start_printing)
+
+    def show_all(self, lines):
+        """The same, but wait while so much is waiting that something would be skipped."""
+        while not self.over and (len(self.waiting) > SCREEN_LINES // 2 or self.size > SCREEN_CHARACTERS // 2):
+            time.sleep(SCREEN_SECONDS)
+        self.show(lines)
 
     def _text(self, pieces):
         return self.paint(pieces).replace("\n", "\r\n") + "\r\n" if pieces else ""
@@ -2307,6 +2346,11 @@ def is_talk(event):
     return event.get("ev") in ("say", "me") or event.get("re") == "tell"
 
 
+def is_history(event, heard):
+    """Whether somebody to whom this n is the newest at the welcome was told of this event afterwards."""
+    return "ev" in event and type(event.get("n")) is int and 0 < event["n"] <= heard
+
+
 class Client:
     """One person's side of a room, whatever screen it is shown on."""
 
@@ -2396,7 +2440,7 @@ class Client:
 
     def _render(self, event, name, times):
         pieces = render(event, self.session, name, times)
-        return [("history", text) for style, text in pieces] if self._is_history(event) else pieces
+        return [("history", text) for style, text in pieces] if is_history(event, self.heard) else pieces
 
     def _is_fresh(self, event):
         n = event.get("n") if "ev" in event else None
@@ -2404,9 +2448,6 @@ class Client:
             return True
         fresh, self.n = n > self.n, max(n, self.n)
         return fresh
-
-    def _is_history(self, event):
-        return "ev" in event and type(event.get("n")) is int and 0 < event["n"] <= self.heard
 
     def _is_mine(self, event):
         return "ev" not in event or event.get("who") == self.name
@@ -2417,7 +2458,7 @@ class Client:
         return self.quiet and event.get("ev") in ("join", "leave", "nick")
 
     def _rings(self, event):
-        if self.bell == "off" or not is_talk(event) or event["who"] == self.name or self._is_history(event):
+        if self.bell == "off" or not is_talk(event) or event["who"] == self.name or is_history(event, self.heard):
             return False
         return "re" in event or self.bell == "all" or bool(find_mentions(clean(event["text"]), self.name))
 
@@ -2426,11 +2467,11 @@ class Client:
         if event.get("ev") in ("say", "me") and event["who"] != self.name:
             return
         word, answer, mine = event.get("ev"), event.get("re"), self._is_mine(event)
-        if word == "nick" and mine and not self._is_history(event):
+        if word == "nick" and mine and not is_history(event, self.heard):
             self.name = event["name"]
         elif answer == "tell" and event["who"] != self.name:
             self.last_teller = event["who"]
-        elif word == "end" and not self._is_history(event):
+        elif word == "end" and not is_history(event, self.heard):
             self.leaving = True
         elif word == "notice" and type(event.get("recorded")) is bool:
             self.recorded = event["recorded"]
@@ -2441,7 +2482,7 @@ class Client:
             self.news.notify_all()
         if answer == "error" and line:
             self.give_back(line)
-        if word in ("join", "leave", "nick") and not self._is_history(event):
+        if word in ("join", "leave", "nick") and not is_history(event, self.heard):
             fold(self.people, event)
         if line or word in ("join", "leave", "nick", "notice"):
             self.changed()
@@ -2785,91 +2826,896 @@ def parse_address(address):
 
 
 # === replay =======================================================================================
-# A recorded session, again: generators over its events. Each takes events and gives events; the clock
-# is passed in, so that tests need not wait.
+# A recorded session, again: generators over its events, one behind the other. What they hand on are
+# scenes: an event with the moment at which it was seen, and the name of who saw it, (moment, viewer,
+# event). The clock is passed in, so that tests need not wait.
+
+_landmark = re.compile(rb'"(?:join|leave|nick|mark|end|welcome|tell)"')  # the lines that an index is made of
 
 
-def cap_silence(events, longest):
-    """Yield (seconds to wait, event), with no silence longer than this; 0 caps nothing."""
-    before = None
+def seen(events, seat=None, viewer=None):
+    """Yield the scenes of these events: all of them, or what the person in this seat was given."""
+    # `viewer` is the person's name by now, where the events begin in the middle. A person's own recording
+    # begins with the welcome, and only its owner was given the replies in it.
+    moment, since, own = 0.0, -1, None
+    if seat:
+        moment, since, viewer = seat.t, seat.n, viewer or seat.names[0][1]
     for event in events:
-        step = 0.0 if before is None else max(0.0, event["t"] - before)
-        before = event["t"] if before is None else max(before, event["t"])
-        yield min(step, longest) if longest else step, event
+        word, n = event.get("ev"), event.get("n")
+        if type(n) is not int:
+            n = since
+        if event.get("re") == "welcome":
+            own = n + 1
+            if not seat:
+                viewer, since = event["you"], own
+        if seat and word != "session":
+            if n < seat.first if word else own != seat.n and ("re" in event or event["t"] < seat.t):
+                continue
+        moment = max(moment, event["t"])
+        yield moment, viewer, event
+        if viewer and n > since and word in ("nick", "leave", "end"):
+            if word == "nick" and event["who"] == viewer:
+                viewer = event["name"]
+            elif seat and (word == "end" or word == "leave" and event["who"] == viewer):
+                return
+
+
+def between(scenes, start, end=None):
+    """Yield the scenes from one moment to another, or to the end."""
+    for scene in scenes:
+        if end is not None and scene[0] > end:
+            return
+        if scene[0] >= start:
+            yield scene
+
+
+def cap_silence(scenes, longest, before=None):
+    """Yield (seconds to wait, scene), with no silence longer than this; 0 caps nothing."""
+    for scene in scenes:
+        step = 0.0 if before is None else max(0.0, scene[0] - before)
+        before = scene[0] if before is None else max(before, scene[0])
+        yield min(step, longest) if longest else step, scene
 
 
 def pace(timed, speed, clock=time.monotonic, sleep=time.sleep):
-    """Yield each event when its time has come; what printing took is made up for."""
+    """Yield each scene when its time has come; what printing took is made up for."""
     due = clock()
-    for step, event in timed:
+    for step, scene in timed:
         due += step / speed
         wait = due - clock()
         while wait > 0:
             sleep(min(wait, 3600.0))  # systems differ in how long they can
             wait = due - clock()
-        yield event
+        yield scene
 
 
-def open_session(file):
-    """Look ahead for the session line; returns (whose recording it is or None, session or None, events)."""
-    # A person's own recording begins with their welcome, whose time the session line explains.
-    events, opening, viewer, session = read_session(file), [], None, None
-    for event in itertools.islice(events, OPENING_LINES):
-        opening.append(event)
-        if event.get("re") == "welcome":
-            viewer = event["you"]
-        if event.get("ev") == "session":
-            session = event
-            break
-    return viewer, session, itertools.chain(opening, events)
+def rows_of(scenes, session, seat=None, times=TIMES[0]):
+    """Yield what is to be seen of these scenes, as lists of pieces; what a seat was told of before is history."""
+    begin = seat.n if seat else 0
+    for moment, viewer, event in scenes:
+        pieces = render(event, session, viewer, times)
+        if begin and is_history(event, begin - 1):
+            pieces = [("history", text) for style, text in pieces]
+        if pieces:
+            yield pieces
+
+
+def replacer(names):
+    """A function that gives events with other names instead of these, in texts as well, as whole words."""
+    others = {name_key(name): f"person{number}" for number, name in enumerate(names, 1)}
+    choice = "|".join(map(re.escape, sorted(names, key=len, reverse=True))) or r"(?!)"
+    words = re.compile(rf"(?<![\w.-])(?:{choice})(?![\w-]|\.\w)", re.IGNORECASE)
+
+    def replace(value, field=""):
+        if field in ("ev", "re", "id", "start", "room", "code", "why"):
+            return value
+        if type(value) is dict:
+            return {field: replace(inner, field) for field, inner in value.items()}
+        if type(value) is list:
+            return [replace(inner) for inner in value]
+        if type(value) is not str:
+            return value
+        return others.get(name_key(value)) or words.sub(lambda found: others[name_key(found.group())], value)
+
+    return replace
+
+
+class Seat:
+    """One person's stay in a room, which the n of their join tells from all others."""
+
+    def __init__(self, join):
+        self.n, self.first, self.t = join["n"], join["from"], join["t"]  # first: the n from which on they were told
+        self.names = [(join["n"], join["who"])]  # since when they were called what
+        self.last = None  # the n of the last event that they were given, once they have left
+
+    def name_at(self, n):
+        """What the person was called at this event."""
+        return [name for since, name in self.names if since <= max(n, self.n)][-1]
+
+
+class Growing:
+    """A session file that is still written: at its end a reader waits for more, and gets no half lines."""
+
+    def __init__(self, file, wait):
+        self.file, self.wait = file, wait
+
+    def readline(self, size):
+        """The next line, once it is whole."""
+        start, line = self.file.tell(), self.file.readline(size)
+        while not line.endswith(b"\n") and len(line) < size:
+            self.wait(FOLLOW_SECONDS)
+            self.file.seek(start)
+            line = self.file.readline(size)
+        return line
+
+
+class Tape:
+    """A session file that can be entered at any time in it, however long it is."""
+
+    # A time is found by halving, since times do not fall; who and which marks there are, by one pass over
+    # the file when somebody wants to know. Nothing is kept of the lines themselves.
+
+    def __init__(self, file):
+        self.file = file if file.seekable() else io.BytesIO(file.read())
+        self.change = lambda event: event  # what is done to each event, such as replacing names
+        self.known = None  # the index
+        self.viewer = self.session = None  # whose own recording it is
+        self.start = 0.0
+        for event in itertools.islice(self.events(), OPENING_LINES):
+            self.start = max(self.start, event["t"])
+            if event.get("re") == "welcome":
+                self.viewer = event["you"]
+            if event.get("ev") == "session":
+                self.session = event
+                return
+
+    def events(self, offset=0, wait=None):
+        """Yield the events from this byte on; `wait` is called at the end of the file, where more will come."""
+        self.file.seek(offset)
+        events = read_session(Growing(self.file, wait) if wait else self.file, offset > 0)
+        return map(self.change, events)
+
+    def find(self, field, value):
+        """(where it begins, event) of the first event whose t or n is so high; at the end (size, None)."""
+        low, found = 0, (self.file.seek(0, os.SEEK_END), None)
+        high = found[0]
+        while low < high:
+            middle = (low + high) // 2
+            where, event = self._event_from(middle, field)
+            if event and event[field] < value:
+                low = where + 1
+            else:
+                high, found = middle, (where, event) if event else found
+        return found
+
+    def _event_from(self, offset, field):
+        # The first event that begins at this byte or behind it and has this field, and where it begins.
+        self.file.seek(max(offset - 1, 0))
+        if offset:
+            self.file.readline()
+        while True:
+            where, line = self.file.tell(), self.file.readline(REPLY_BYTES)
+            event = event_of(line)
+            if not line or event and type(event.get(field)) in (int, float):
+                return where, event
+
+    def last(self):
+        """The last event of the file, and whether its line, the last one, is whole."""
+        size, step = self.file.seek(0, os.SEEK_END), READ_BYTES[1]
+        while True:
+            self.file.seek(max(size - step, 0))
+            *lines, rest = self.file.read(step).split(b"\n")
+            for line in reversed(lines if step >= size else lines[1:]):
+                event = event_of(line)
+                if event:
+                    return self.change(event), not rest
+            if step >= size:
+                return None, not rest
+            step *= 8
+
+    def index(self):
+        """The seats, the marks as (t, text), all names, and the seats of the owner of this recording."""
+        if not self.known:
+            self.known = self._read_index()
+        return self.known
+
+    def _read_index(self):
+        seats, marks, names, own, here = [], [], {}, [], {}
+        self.file.seek(0)
+        for number, line in read_lines(self.file):
+            event = event_of(line) if line and _landmark.search(line) else None
+            if not event:
+                continue
+            event, word = self.change(event), event.get("ev", event.get("re"))
+            names.update(dict.fromkeys([event[field] for field in ("who", "to", "name") if field in event]))
+            if word == "welcome":
+                own.append(event["n"] + 1)
+                names.update(dict.fromkeys(event["people"]))
+            elif word == "join":
+                here[event["who"]] = Seat(event)
+                seats.append(here[event["who"]])
+            elif word == "nick" and event["who"] in here:
+                seat = here[event["name"]] = here.pop(event["who"])
+                seat.names.append((event["n"], event["name"]))
+            elif word == "leave" and event["who"] in here:
+                here.pop(event["who"]).last = event["n"]
+            elif word == "end":
+                for seat in here.values():
+                    seat.last = event["n"]
+                here.clear()
+            elif word == "mark":
+                marks.append((event["t"], event["text"]))
+        return Index(seats, marks, [name for name in names if type(name) is str], own)
+
+    def find_seat(self, who):
+        """The seat of this number, or the first of somebody of this name."""
+        seats = self.index().seats
+        for seat in seats:
+            if str(seat.n) == who:
+                return seat
+        for seat in seats:
+            if name_key(who) in [name_key(name) for n, name in seat.names]:
+                return seat
+        there = ", ".join(f"{clean_row(seat.names[0][1])} ({seat.n})" for seat in seats[:LISTED_SEATS])
+        raise ChatError(f"nobody called {clean_row(who)} is in this recording"
+                        + (f"; there are {there}{' and more' * (len(seats) > LISTED_SEATS)}" if seats else ""))
+
+    def scenes(self, seat=None, t=0.0, wait=None):
+        """Yield the scenes from this time on, of all or of one seat; a seat begins with what it was told."""
+        if t > (seat.t if seat else self.start):
+            where, event = self.find("t", t)
+            n = event.get("n") if event else None
+            n = n if type(n) is int else 0
+            if not seat:
+                return seen(self.events(where, wait), None, self._owner_at(n))
+            if seat.last is not None and (not event or n > seat.last):
+                return iter(())
+            return seen(self.events(where, wait), seat, seat.name_at(n))
+        if not seat or self.viewer:
+            return seen(self.events(0, wait), seat)
+        where, event = self.find("n", max(seat.first, 1))
+        return seen(itertools.chain([self.session], self.events(where, wait)), seat)
+
+    def _owner_at(self, n):
+        # The name of whose own recording this is, at this event.
+        if not self.viewer:
+            return None
+        seats = [seat for seat in self.index().seats if seat.n in self.index().own and seat.n <= max(n, 1)]
+        return seats[-1].name_at(n) if seats else self.viewer
+
+    def replace_names(self):
+        """From now on, give other names to everybody."""
+        self.change, self.known = replacer(self.index().names), None
+        self.session, self.viewer = self.change(self.session), self.viewer and self.change(self.viewer)
+
+
+Index = collections.namedtuple("Index", "seats marks names own")
+
+
+@contextlib.contextmanager
+def open_tape(path):
+    """The Tape of a session file, or of a sample that comes with this program, by its name."""
+    sample = SAMPLES.get(path) if not os.path.exists(path) else None
+    try:
+        file = io.BytesIO(shipped(sample[0])) if sample else open(path, "rb")
+    except OSError as error:
+        raise ChatError(f"cannot read {path}: {error.strerror}") from None
+    with file:
+        tape = Tape(file)
+        if not tape.session:
+            raise ChatError(f"{path} is not a recorded session")
+        yield tape
+
+
+def shipped(name):
+    """A file of the folder sessions that comes with this program, as bytes; it may lie inside a zip."""
+    return __loader__.get_data(os.path.join(os.path.dirname(os.path.abspath(__file__)), "sessions", name))
+
+
+def minutes(t):
+    """A time of the session, as people write it: 1:23 or 1:02:03."""
+    hours, rest = divmod(int(t), 3600)
+    return "%d:%02d:%02d" % (hours, rest // 60, rest % 60) if hours else "%d:%02d" % divmod(rest, 60)
+
+
+def parse_minutes(text):
+    """The seconds of a time such as 83, 1:23 or 1:02:03."""
+    match = re.fullmatch(r"(?:(?:(\d{1,5}):)?(\d{1,5}):)?(\d{1,9}(?:\.\d{1,3})?)", text.strip(), re.ASCII)
+    if not match:
+        raise ChatError(f"{clean_row(text)} is no time; write 83 or 1:23 or 1:02:03")
+    hour, minute, second = match.groups("0")
+    return int(hour) * 3600 + int(minute) * 60 + float(second)
+
+
+class Ordered(Exception):
+    """Somebody has given the player an order: what is played ends here."""
+
+
+class Player:
+    """A session that plays, pauses and jumps as it is told; the player's thread prints it."""
+
+    # Keys are pressed in the main thread. Those that change the pace act at once, under the lock `news`;
+    # those that jump leave an order, which the player's thread carries out, since only that thread reads
+    # the tape. Its time runs as fast as `speed` says, and not at all during a pause.
+
+    def __init__(self, tape, show, changed=lambda: None, seat=None, speed=1.0, max_gap=2.0, start=None, end=None,
+                 follow=False, loop=False, times=TIMES[0], clock=time.monotonic):
+        self.tape, self.show, self.changed, self.clock = tape, show, changed, clock
+        self.seat, self.speed, self.max_gap, self.end = seat, speed, max_gap, end
+        self.follow, self.loop, self.times = follow, loop, times
+        self.length = 0.0
+        self._measure()
+        self.start = self.moment = min(max(self._first(), start or 0.0), self.length)
+        self.viewer = None  # who sees what is shown
+        self.told = 0  # how many scenes of this moment have been shown
+        self.ran, self.since = 0.0, clock()  # the player's own time, up to this moment of the clock
+        self.due = self.shown = 0.0  # when the next event is to be shown, and the last one was, in that time
+        self.paused = self.stepping = self.ended = self.over = False
+        self.orders, self.searched, self.news = collections.deque(), "", threading.Condition()
+        self.ask = lambda question, answer: None  # how to have a line typed
+
+    def _first(self):
+        return self.seat.t if self.seat else self.tape.start
+
+    def _measure(self):
+        # Up to which moment there is something to see.
+        left = self.seat and self.seat.last
+        last = self.tape.last()[0] if left is None else self.tape.find("n", left)[1]
+        self.length = max(self._first(), last["t"] if last else 0.0)
+        if self.end is not None:
+            self.length = max(self._first(), min(self.length, self.end))
+
+    def _now(self):
+        return self.ran if self.paused else self.ran + (self.clock() - self.since) * self.speed
+
+    # --- the player's thread ---
+
+    def run(self):
+        """Play until `stop` is called."""
+        while not self.over:
+            with contextlib.suppress(Ordered):
+                try:
+                    self._play()
+                    self._rest()
+                except ChatError as error:
+                    self._note(str(error))
+                    self._rest()
+            while self.orders and not self.over:
+                try:
+                    self.orders.popleft()()
+                except ChatError as error:
+                    self._note(str(error))
+
+    def _play(self):
+        self.ended, self.due = False, self._now()
+        scenes = self.tape.scenes(self.seat, self.moment, self._wait_for_more if self.follow else None)
+        before, told = self.moment if self.moment > self._first() else None, self.told
+        for step, scene in cap_silence(between(scenes, self.moment, self.end), self.max_gap, before):
+            if told:
+                told -= 1  # shown already, before an order came in this moment
+                continue
+            self._wait(0.0 if self.follow else step)
+            self.told = self.told + 1 if scene[0] == self.moment else 1
+            self.moment, self.shown, self.length = scene[0], self._now(), max(self.length, scene[0])
+            self.viewer = scene[1]
+            for pieces in rows_of([scene], self.tape.session, self.seat, self.times):
+                self.show([pieces])
+
+    def _wait(self, step):
+        # Until an event is due that comes so long after the last one, or somebody wants to see it now.
+        with self.news:
+            self.due += step
+            while not self.orders and not self.over and not self.stepping and (self.paused or self._now() < self.due):
+                rest = (self.due - self._now()) / self.speed
+                self.news.wait(TICK_SECONDS if self.paused else min(rest, TICK_SECONDS))
+                self.changed()
+            if self.orders or self.over:
+                raise Ordered
+            if self.stepping:
+                self.stepping, self.ran, self.since = False, max(self._now(), self.due), self.clock()
+
+    def _wait_for_more(self, seconds):
+        with self.news:
+            if not self.orders and not self.over:
+                self.news.wait(seconds)
+            if self.orders or self.over:
+                raise Ordered
+        self.changed()
+
+    def _rest(self):
+        # At the end: until there is something to do.
+        self.ended, self.stepping = True, False
+        self.changed()
+        with self.news:
+            while not self.orders and not self.over and not self.loop:
+                self.news.wait(TICK_SECONDS)
+        if self.loop:
+            self._wait(self.max_gap or SKIP_SECONDS)
+            self._jump(self.start)
+
+    def _note(self, text):
+        self.show([[("system", f"— {text} —")]])
+
+    def _jump(self, t, why=""):
+        t = min(max(t, self._first()), self.length)
+        self._note(f"{'back' if t < self.moment else 'on'} at {minutes(t)}{why}")
+        self.moment, self.told, self.shown, self.ended = t, 0, self._now(), False
+
+    def _jump_to_mark(self, forward):
+        here = self.position()
+        marks = [mark for mark in self.tape.index().marks if (mark[0] > here if forward else mark[0] < here - 1.0)]
+        if not marks:
+            raise ChatError(f"there is no mark {'after' if forward else 'before'} this")
+        self._jump(marks[0 if forward else -1][0])
+        self.stepping = self.paused
+
+    def _jump_to_text(self, text):
+        # On from here, and then from the beginning on up to here.
+        wanted, self.searched, told = text.casefold(), text, self.told
+        for start, end in ((self.moment, self.end), (self._first(), self.moment)):
+            moment, count = None, 0  # how many scenes of a moment come before this one
+            for scene in between(self.tape.scenes(self.seat, start), start, end):
+                if self.orders or self.over:
+                    return
+                moment, count = scene[0], count + 1 if scene[0] == moment else 0
+                if told:
+                    told -= 1
+                elif any(wanted in plain(pieces).casefold() for pieces in rows_of([scene], self.tape.session, times="off")):
+                    self._jump(moment)
+                    self.told, self.stepping = count, self.paused
+                    return
+        raise ChatError(f"{clean_row(text)} is nowhere in this session")
+
+    def _take_seat(self, who):
+        self.seat = self.tape.find_seat(who) if who else None
+        self._measure()
+        self.moment, self.told = min(max(self.moment, self._first()), self.length), 0
+        self._note(f"what {who} saw" if who else "what everybody saw")
+
+    # --- keys ---
+
+    def order(self, function, *arguments):
+        """Have the player's thread do this, as soon as it can."""
+        with self.news:
+            self.orders.append(functools.partial(function, *arguments))
+            self.news.notify_all()
+
+    def _set(self, **changes):
+        # Whatever is changed about the pace, it holds from now on.
+        with self.news:
+            self.ran, self.since = self._now(), self.clock()
+            vars(self).update(changes)
+            self.news.notify_all()
+        self.changed()
+
+    def pause(self):
+        """Stand still, or go on."""
+        self._set(paused=not self.paused)
+
+    def step(self):
+        """Show the next event now."""
+        self._set(stepping=True)
+
+    def skip(self, seconds):
+        """Go so far on, or back if it is less than 0."""
+        self.order(lambda: self._jump(self.position() + seconds))
+
+    def to_mark(self, forward):
+        """Go to the next mark or back to the one before."""
+        self.order(self._jump_to_mark, forward)
+
+    def change_speed(self, factor):
+        """Play so many times as fast, within limits; 0 is the speed of life."""
+        self._set(speed=min(max(self.speed * factor, SPEEDS[0]), SPEEDS[1]) if factor else 1.0)
+
+    def find(self):
+        """Ask for a text, and go to where it is next."""
+        self.ask(f"find [{self.searched}]" if self.searched else "find",
+                 lambda text: self.order(self._jump_to_text, text or self.searched) if text or self.searched else None)
+
+    def go_to(self):
+        """Ask for a time, and go there."""
+        self.ask("go to (such as 1:23)", lambda text: self.order(lambda: self._jump(parse_minutes(text))) if text else None)
+
+    def change_seat(self):
+        """Ask for somebody, and show what that person saw."""
+        self.order(self.tape.index)  # so that Tab knows the names
+        self.ask("as whom (nobody: all that was said)", lambda text: self.order(self._take_seat, text.strip()))
+
+    def change_loop(self):
+        """Begin again at the end, or do so no more."""
+        self._set(loop=not self.loop)
+
+    def help(self):
+        """List the keys."""
+        for keys, shown, words, run in PLAYER_KEYS:
+            self.show([[("system", f"— {shown.ljust(12)} {words}")]])
+
+    def stop(self):
+        """Let `run` return."""
+        with self.news:
+            self.over = True
+            self.news.notify_all()
+
+    def position(self):
+        """The moment of the session at which the player is."""
+        silent = 0.0 if self.ended or self.follow else max(0.0, self._now() - self.shown)
+        return min(self.moment + silent, self.length)
+
+    def status(self, columns):
+        """Where the player is and what it does, in one row of so many columns."""
+        state = "paused" if self.paused else "the end" if self.ended else "live" if self.follow else "playing"
+        here, length = self.position() - self._first(), self.length - self._first()
+        head = f"{state}  {minutes(self.position())} / {minutes(self.length)}  {self.speed:g}x "
+        tail = (f" as {clean_row(self.viewer)}" if self.viewer else "") + " loop" * self.loop
+        width = max(columns - len(head) - 2 * len(tail) - 2, 0)  # wide letters in the name take twice the room
+        done = round(width * here / length) if length else width
+        return f"{head}{'━' * done}{'─' * (width - done)}{tail}"
+
+
+# The keys of the player: their names, what the help calls them, what they do.
+PLAYER_KEYS = (
+    ((" ",), "space", "pause, go on", Player.pause),
+    ((".",), ".", "show the next event now", Player.step),
+    (("left",), "left", "5 seconds back", lambda player: player.skip(-SKIP_SECONDS)),
+    (("right",), "right", "5 seconds on", lambda player: player.skip(SKIP_SECONDS)),
+    (("pageup",), "PgUp", "back to the mark before", lambda player: player.to_mark(False)),
+    (("pagedown",), "PgDn", "on to the next mark", lambda player: player.to_mark(True)),
+    (("+",), "+", "twice as fast", lambda player: player.change_speed(2.0)),
+    (("-",), "-", "half as fast", lambda player: player.change_speed(0.5)),
+    (("=",), "=", "as fast as it was", lambda player: player.change_speed(0)),
+    (("/",), "/", "find a text, go there", Player.find),
+    (("g",), "g", "go to a time", Player.go_to),
+    (("a",), "a", "see it as somebody saw it", Player.change_seat),
+    (("l",), "l", "begin again at the end, or not", Player.change_loop),
+    (("?",), "?", "this list", Player.help),
+    (("q",), "q", "quit", Player.stop),
+)
+
+
+def play(tape, **options):
+    """Play a session on a terminal with keys; returns False where there cannot be such a terminal."""
+    def columns():
+        return screen.session.app.output.get_size().columns
+
+    def matching(before):
+        names = [name for name in tape.known.names if name_key(name).startswith(name_key(before))] if tape.known else []
+        return len(before), names
+
+    player = Player(tape, lambda lines: screen.show_all(lines), lambda: screen.refresh(), **options)
+    keys = {key: functools.partial(run, player) for keys, shown, words, run in PLAYER_KEYS for key in keys}
+
+    def quit_player():
+        player.stop()
+        screen.end()
+
+    keys["q"] = quit_player
+    screen = make_screen(None, lambda: player.status(columns()), lambda: PLAYER_BAR, matching, keys)
+    if not screen:
+        return False
+    player.ask = screen.ask
+    thread = threading.Thread(target=player.run, name="player", daemon=True)
+    thread.start()
+    try:
+        screen.run()
+    finally:
+        player.stop()
+        thread.join(ENDING_SECONDS)
+    return True
+
+
+PLAYER_BAR = " space pause  . next  ←→ 5 s  + - speed  / find  g time  a seat  ? keys  q quit"
+
+
+def replay(path, who=None, start=None, end=None, speed=1.0, max_gap=2.0, instant=False, follow=False, loop=False,
+           times=TIMES[0], out=None):
+    """Show a recorded session as it happened: on a terminal with keys, else as plain lines."""
+    with open_tape(path) as tape:
+        seat = tape.find_seat(who) if who else None
+        if not (instant or out) and is_terminal(sys.stdin, sys.stdout):
+            if play(tape, seat=seat, start=start, end=end, speed=speed, max_gap=max_gap, follow=follow, loop=loop,
+                    times=times):
+                return
+        out = out or sys.stdout
+        paint = coloured if wants_colour(out) else plain
+        first = start if start is not None else 0.0
+        while True:
+            scenes = between(tape.scenes(seat, first, time.sleep if follow else None), first, end)
+            if not (instant or follow):
+                scenes = pace(cap_silence(scenes, max_gap), speed)
+            for pieces in rows_of(scenes, tape.session, seat, times):
+                out.write(paint(pieces) + "\n")
+                if not instant:
+                    out.flush()
+            out.flush()
+            if instant or not loop:
+                return
+
+
+# === report =======================================================================================
+# What is handed in or shown: a recorded session as a transcript, a cast, a picture, a page, or a folder
+# with a report. Nothing here looks at the clock or depends on the Python, so the same session always
+# gives the same bytes. The texts of page and report are files in sessions/.
+
+
+def write_transcript(tape, scenes, out, seat, max_gap):
+    """Write what was to be seen, as plain text."""
+    out.writelines(plain(pieces) + "\n" for pieces in rows_of(scenes, tape.session, seat))
+
+
+def write_cast(tape, scenes, out, seat, max_gap):
+    """Write an asciicast, version 2, which players of recorded terminals understand."""
+    columns, rows = PICTURE
+    start = datetime.datetime.fromisoformat(tape.session["start"])
+    out.write(_dump({"version": 2, "width": columns, "height": rows, "timestamp": int(start.timestamp()),
+                     "title": clean_row(tape.session["room"])}) + "\n")
+    due = 0.0
+    for step, scene in cap_silence(scenes, max_gap):
+        due += step
+        for pieces in rows_of([scene], tape.session, seat):
+            out.write(_dump([round(due, 3), "o", coloured(pieces).replace("\n", "\r\n") + "\r\n"]) + "\n")
+
+
+# How a window looks in a picture; the colours are those of the terminal's codes in STYLES.
+CELL, ROW, EDGE, TITLE = 8.5, 19, 12, 30  # the size of a character, the margin, the height of the title
+GROUND, INK = "#1b1e26", "#dfe3ec"
+INKS = {"2": "#98a0b3", "31": "#ff8a80", "32": "#86d993", "33": "#e8c872", "34": "#8ab4ff", "35": "#e0a3ff",
+        "36": "#78d6df", "91": "#ffa8a0", "92": "#a8ecb2", "94": "#adc8ff", "95": "#eec4ff"}
+_cluster = re.compile("[\U0001f1e6-\U0001f1ff]{2}"  # a flag; or a character with what belongs to it:
+                      f"|.(?:[{MARKS}{JOINERS}\U0001f3fb-\U0001f3ff]|(?<=\u200d).)*", re.DOTALL)
+
+
+def cells(pieces, columns):
+    """Lay pieces out on rows of so many columns, as [(column, width, cluster, terminal code)] for each."""
+    from wcwidth import wcswidth  # prompt_toolkit brings it along
+
+    rows, column = [[]], 0
+    for style, text in pieces:
+        for cluster in _cluster.findall(text):
+            width = wcswidth(cluster) if cluster != "\n" else 0
+            if cluster == "\n" or column + width > columns:
+                rows.append([])
+                column = 0
+            if width > 0:
+                rows[-1].append((column, width, cluster, STYLES.get(style, style)))
+                column += width
+    return rows
+
+
+def window(rows, title, columns=PICTURE[0]):
+    """The SVG of a terminal's window that shows these rows of cells."""
+    # Each character has its own x, so that wherever it is opened, whatever font is there, all stays in
+    # its column; what is wider or made of several characters is fitted into its cells.
+    width, height = columns * CELL + 2 * EDGE, TITLE + len(rows) * ROW + EDGE
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}" '
+             f'height="{height:g}" font-family="ui-monospace, Menlo, Consolas, \'DejaVu Sans Mono\', monospace" '
+             f'font-size="14" fill="{INK}">',
+             f"<title>{escape(title)}</title>",
+             f'<rect width="{width:g}" height="{height:g}" rx="8" fill="{GROUND}"/>']
+    parts += [f'<circle cx="{18 + 18 * number}" cy="15" r="5" fill="{colour}"/>'
+              for number, colour in enumerate(("#ff6b60", "#ffc04a", "#4fd06a"))]
+    parts.append(f'<text x="{width / 2:g}" y="20" text-anchor="middle" fill="{INKS["2"]}">{escape(title)}</text>')
+    for number, row in enumerate(rows):
+        y = TITLE + number * ROW
+        spans = [_span(list(run), y, parts) for key, run in itertools.groupby(row, _run_key)]
+        if spans:
+            parts.append(f'<text y="{y + 14}" xml:space="preserve">{"".join(spans)}</text>')
+    return "\n".join(parts) + "\n</svg>\n"
+
+
+def _run_key(cell):
+    # Cells that go into one span; a wide character, or one of several code points, has one to itself.
+    column, width, cluster, code = cell
+    return code, None if width == 1 == len(cluster) and cluster < "\U00010000" else column
+
+
+def _span(run, y, parts):
+    # A run of cells in one style; what lies under it goes to `parts`.
+    column, width, cluster, code = run[0]
+    codes, alone = code.split(";"), _run_key(run[0])[1] is not None
+    ink = next((INKS[part] for part in codes if part in INKS), INK)
+    if "7" in codes:
+        reach = run[-1][0] + run[-1][1] - column
+        parts.append(f'<rect x="{EDGE + column * CELL:g}" y="{y}" width="{reach * CELL:g}" height="{ROW}" fill="{ink}"/>')
+        ink = GROUND
+    look = f' fill="{ink}"' * (ink != INK) + ' font-weight="bold"' * ("1" in codes) + ' font-style="italic"' * ("3" in codes)
+    if alone:
+        look += f' textLength="{width * CELL:g}" lengthAdjust="spacingAndGlyphs"'
+    xs = " ".join(f"{EDGE + cell[0] * CELL:g}" for cell in run)
+    return f'<tspan x="{xs}"{look}>{escape("".join(cell[2] for cell in run))}</tspan>'
+
+
+def escape(text):
+    """The text as it stands in SVG, HTML and Markdown's tables."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
+
+
+def write_picture(tape, scenes, out, seat, max_gap=0):
+    """Write the picture of a window after these scenes, the server's or a person's; returns its title."""
+    columns, height = PICTURE
+    rows, name = collections.deque([], height - 1), tape.viewer
+    for scene in scenes:
+        name = scene[1]
+        for pieces in rows_of([scene], tape.session, seat):
+            rows.extend(cells(pieces, columns))
+    title = clean_row(name or tape.session["room"])
+    prompt = cells([("text", f"{clean_row(name)}> " if name else "> ")], columns)
+    out.write(window(list(rows) + prompt, title))
+    return title
+
+
+Moment = collections.namedtuple("Moment", "what t seats")
+
+
+def find_moments(events):
+    """The moments that a report shows: everybody talks, somebody leaves, somebody comes late, each mark."""
+    # Everybody talks when more of those in the room have said something than ever before; that lasts until
+    # somebody comes or goes. The newcomer is the last one who was not here before and finds a history.
+    here, spoken, seen_names, lasting = {}, set(), set(), False
+    talk, leave, join, marks = Moment("talk", 0.0, []), None, None, []
+    for event in events:
+        word, t, before = event.get("ev"), event["t"], list(here.values())
+        fold(here, event)
+        if word in ("say", "me"):
+            spoken.add(here.get(event["who"]))
+            talking = [seat for seat in here.values() if seat in spoken]
+            if len(talking) > len(talk.seats):
+                talk, lasting = Moment("talk", t, talking), True
+            elif lasting:
+                talk = talk._replace(t=t)
+        elif word in ("join", "leave", "nick", "end"):
+            lasting = False
+            if word == "leave" and len(talk.seats) > 1 and not leave:
+                leave = Moment("leave", t, before)
+            elif word == "join" and len(spoken) > 1 and event["who"] not in seen_names:
+                join = Moment("join", t, [event["n"]])
+            seen_names.add(event.get("name", event.get("who")))
+        elif word == "mark":
+            marks.append(Moment("mark", t, []))
+    return [talk] * bool(talk.seats) + [moment for moment in (leave, join) if moment] + marks
+
+
+def take_stock(events):
+    """Who took part, as {seat: [names, came, left or None, messages]}, what happened besides talk, and the end."""
+    people, here, course, last = {}, {}, [], 0.0
+    for event in events:
+        word, last = event.get("ev"), max(last, event["t"])
+        if word in ("say", "me") and event["who"] in here:
+            people[here[event["who"]]][3] += 1
+        gone = list(here.values()) if word == "end" else [here.get(event["who"])] if word == "leave" else []
+        for seat in gone:
+            if seat in people:
+                people[seat][2] = event["t"]
+        fold(here, event)
+        if word == "join":
+            people[event["n"]] = [[event["who"]], event["t"], None, 0]
+        elif word == "nick" and event["name"] in here and here[event["name"]] in people:
+            people[here[event["name"]]][0].append(event["name"])
+        if word in ("join", "leave", "nick", "mark", "notice", "end"):
+            course.append(event)
+    return people, course, last
+
+
+def write_report(path, folder, language="en", redacted=False):
+    """Make a folder with a report that only lacks its conclusions, and the pictures in it."""
+    words, body = _report_texts(language)
+    with open_tape(path) as tape:
+        if redacted:
+            tape.replace_names()
+        people, course, last = take_stock(tape.events())
+        file = os.path.join(folder, "report.md")
+        make_folder(file)
+        if os.path.exists(file):
+            raise ChatError(f"{file} exists already, perhaps with somebody's conclusions; choose another folder")
+        pictures = {what: [] for what in ("talk", "leave", "join", "mark")}
+        numbers = itertools.count(1)
+        for moment in find_moments(tape.events()):
+            pictures[moment.what].append(_draw_moment(tape, folder, numbers, moment, words))
+        session = tape.session
+        values = {
+            "room": markdown(session["room"]), "date": session["start"][:10], "time": clock(session, 0.0),
+            "length": minutes(last), "people": str(len({names[0] for names, came, left, said in people.values()})),
+            "messages": str(sum(said for names, came, left, said in people.values())),
+            "participants": "\n".join(
+                f"| {' → '.join(map(markdown, names))} | {clock(session, came, 'long')} "
+                f"| {clock(session, left, 'long') if left is not None else '—'} | {said} |"
+                for names, came, left, said in people.values()),
+            "course": "\n".join(f"- {clock(session, event['t'], 'long')} {_told(event, words)}" for event in course),
+            **{what: "\n\n".join(parts) for what, parts in pictures.items()}}
+        # A section whose content there is not, such as the marks of a session without, is left out.
+        sections = [section for section in re.split("(?m)^(?=##)", body)
+                    if not any(values.get(name) == "" for name in re.findall(r"\{(\w+)\}", section))]
+        text = re.sub(r"\{(\w+)\}", lambda found: values[found.group(1)], "".join(sections))
+        with open(file, "w", encoding="utf-8", newline="\n") as out:
+            out.write(text)
+    return file
+
+
+def _report_texts(language):
+    # The words of a language, which stand at the head of its file as `name: words`, and the report's text.
+    head, body = shipped(f"report-{language}.md").decode().replace("\r\n", "\n").split("\n\n", 1)
+    return dict(line.split(": ", 1) for line in head.split("\n")), body
+
+
+def markdown(text):
+    """The text made harmless in one row of Markdown."""
+    return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", escape(clean_row(text)))
+
+
+def _told(event, words):
+    # What happened, in the language of the report.
+    template = words[f"leave-{event['why']}" if f"leave-{event.get('why')}" in words else event["ev"]]
+    return re.sub(r"\{(\w+)\}", lambda found: markdown(event[found.group(1)]), template)
+
+
+def _draw_moment(tape, folder, numbers, moment, words):
+    # The windows of the server and of those who were there, as Markdown with captions.
+    parts, shown = [], moment.seats[:PICTURE_PEOPLE]
+    windows = [None] * (moment.what != "join") + [seat for seat in tape.index().seats if seat.n in shown]
+    for seat, number in zip(windows, numbers):
+        name = f"{number:02}-{moment.what}-{f'seat-{seat.n}' if seat else 'server'}.svg"
+        with open(os.path.join(folder, name), "w", encoding="utf-8", newline="\n") as out:
+            title = write_picture(tape, between(tape.scenes(seat), 0.0, moment.t), out, seat)
+        caption = words["window"].format(who=markdown(title)) if seat or tape.viewer else words["server"]
+        parts.append(f"![{caption}]({name})\n\n"
+                     f"*{words['picture']} {number}. {caption}, {clock(tape.session, moment.t, 'long')}*")
+    if len(moment.seats) > len(shown):
+        parts.append(words["more"].format(count=len(moment.seats) - len(shown)))
+    return "\n\n".join(parts)
 
 
 def list_recordings(folder):
-    """The recordings in a folder, newest first, as (path, date and room and people and length)."""
+    """The recordings in a folder, newest first, as (path, what is known of it)."""
     found = []
     with contextlib.suppress(OSError):
         for name in os.listdir(folder):
             path = os.path.join(folder, name)
             if name.endswith(".jsonl"):
                 with contextlib.suppress(OSError, ChatError), open(path, "rb") as file:
-                    found.append((os.path.getmtime(path), path, _describe_recording(file)))
-    return [(path, label) for changed, path, label in sorted(found, reverse=True) if label]
+                    found.append((*_describe_recording(Tape(file)), path))
+    return [(path, label) for start, label, path in sorted(found, reverse=True) if label]
 
 
-def _describe_recording(file):
-    viewer, session, events = open_session(file)
+def _describe_recording(tape):
+    # When it began, for the order, and its line in a list; people and messages only where that is quick.
+    session, (last, whole) = tape.session, tape.last()
     if not session:
-        return None
+        return 0.0, ""
+    start = datetime.datetime.fromisoformat(session["start"])
+    state = "torn" if not whole else "complete" if last.get("ev") in ("end", "leave") else "not ended"
     label = f"{clean_row(session['start'][:16]).replace('T', ' ')}  {clean_row(session['room'])}"
-    if os.fstat(file.fileno()).st_size > LISTED_BYTES:
-        return label
-    people, last = set(), 0.0
-    for event in events:
-        last = max(last, event["t"])
-        if event.get("ev") == "join":
-            people.add(event["who"])
-    count = f"{len(people)} {'person' if len(people) == 1 else 'people'}"
-    return f"{label}, {count}, {last / 60:.0f} min{f', as {clean_row(viewer)} saw it' if viewer else ''}"
+    if tape.file.seek(0, os.SEEK_END) <= LISTED_BYTES:
+        people, course, end = take_stock(tape.events())
+        names = {names[0] for names, came, left, said in people.values()}
+        said = sum(said for names, came, left, said in people.values())
+        label += f", {len(names)} {'person' if len(names) == 1 else 'people'}, {said} {'message' if said == 1 else 'messages'}"
+    return start.timestamp(), f"{label}, {minutes(last['t'])}, {state}{f', as {clean_row(tape.viewer)} saw it' if tape.viewer else ''}"
 
 
-def replay(path, speed=1.0, max_gap=2.0, instant=False, out=None):
-    """Print a recorded session as it happened; returns when it is over."""
-    out = out or sys.stdout
-    show = printer(out)
-    try:
-        file = open(path, "rb")
-    except OSError as error:
-        raise ChatError(f"cannot read {path}: {error.strerror}") from None
-    with file:
-        viewer, session, events = open_session(file)
-        if not session:
-            raise ChatError(f"{path} is not a recorded session")
-        for event in events if instant else pace(cap_silence(events, max_gap), speed):
-            if event.get("re") == "welcome" or event.get("ev") == "nick" and event["who"] == viewer:
-                viewer = event.get("you", event.get("name"))
-            pieces = render(event, session, viewer)
-            if pieces:
-                show([pieces])
+EXPORTS = {"txt": write_transcript, "cast": write_cast, "svg": write_picture}
+
+
+def print_recordings(folder):
+    """Print the recordings in a folder, and the samples."""
+    if not os.path.isdir(folder):
+        raise ChatError(f"{folder} is no folder here; serve --log records into sessions/")
+    for path, label in list_recordings(folder):
+        print(f"{path}\n    {label}")
+
+
+def export(path, kind, target, who=None, start=None, end=None, max_gap=2.0, redacted=False):
+    """Write a recorded session in another form into a file, or to stdout without one."""
+    with open_tape(path) as tape:
+        seat = tape.find_seat(who) if who else None
+        if redacted:
+            number = seat and seat.n
+            tape.replace_names()
+            seat = tape.find_seat(str(number)) if seat else None
+        if target and os.path.exists(target) and os.path.exists(path) and os.path.samefile(target, path):
+            raise ChatError(f"{target} is the recording itself; choose another name")
+        scenes = between(tape.scenes(seat, start or 0.0), start or 0.0, end)
+        with open(target, "w", encoding="utf-8", newline="\n") if target else contextlib.nullcontext(sys.stdout) as out:
+            EXPORTS[kind](tape, scenes, out, seat, max_gap)
 
 
 # === menu =========================================================================================
@@ -2930,11 +3776,30 @@ def _menu_join():
     return ["join", *["--"] * address.startswith("-"), address]  # else it would be taken for an option
 
 
-def _menu_replay():
+def _choose_recording():
     recordings = list_recordings("sessions")
     if not recordings:
-        raise ChatError("there is no recording in the folder sessions yet; host a chat and have it recorded")
-    return ["replay", recordings[choose("Which one?", [label for path, label in recordings])][0]]
+        print("There is no recording in the folder sessions yet: host a chat and have it recorded. Samples:")
+    recordings += [(name, f"a sample: {words}") for name, (file, words) in SAMPLES.items()]
+    return recordings[choose("Which one?", [label for path, label in recordings])][0]
+
+
+def _menu_replay():
+    return ["replay", _choose_recording()]
+
+
+def _menu_report():
+    recording = _choose_recording()
+    language = ("en", "ru")[choose("In which language?", ["English", "русский"])]
+    base = os.path.splitext(os.path.basename(recording))[0]
+
+    def check(folder):
+        if os.path.exists(os.path.join(folder, "report.md")):
+            raise ChatError(f"there is a report in {folder} already")
+        return folder
+
+    folder = ask_until("Folder for the report", f"report-{base}", check)
+    return ["replay", recording, "--report", folder] + ["--lang", language] * (language != "en")
 
 
 def _menu_give():
@@ -2951,7 +3816,7 @@ def _menu_give():
 
 
 MENU = (("host a chat", _menu_host), ("join a chat", _menu_join), ("replay a recording", _menu_replay),
-        ("give this program to a classmate", _menu_give), ("quit", None))
+        ("make a report", _menu_report), ("give this program to a classmate", _menu_give), ("quit", None))
 
 
 def menu(run):
@@ -3059,13 +3924,35 @@ def _run_join(options):
 
 
 def _add_replay(commands):
-    parser = _add_command(commands, "replay", "watch a recorded session again", (
-        "lab.jsonl", "lab.jsonl --speed 4", "lab.jsonl --instant"), _run_replay)
-    parser.add_argument("file", metavar="FILE")
+    parser = _add_command(commands, "replay", "watch a recorded session again, or make a report of it", (
+        "demo", "lab.jsonl --speed 4 --as bob", "lab.jsonl --follow", "lab.jsonl --report report --lang ru",
+        "lab.jsonl --html lab.html", "lab.jsonl --svg bob.svg --as bob --at 1:23", "--list"), _run_replay)
+    parser.add_argument("file", nargs="?", metavar="FILE", help=f"a recording; a sample: {', '.join(SAMPLES)}")
+    parser.add_argument("--list", action="store_true", help="list the recordings in sessions/, or in the folder FILE")
+    parser.add_argument("--as", dest="who", metavar="NAME", help="only what this person saw; 57: who joined as line 57")
+    parser.add_argument("--from", dest="start", type=_moment_of, metavar="T", help="begin at this time, such as 1:23")
+    parser.add_argument("--to", "--at", dest="end", type=_moment_of, metavar="T", help="end at this time")
     parser.add_argument("--speed", type=_speed, default=1.0, metavar="X", help="2 is twice as fast")
     parser.add_argument("--max-gap", type=_seconds, default=2.0, metavar="S",
                         help="no silence longer than this (default 2; 0: as it was)")
     parser.add_argument("--instant", action="store_true", help="print everything at once")
+    parser.add_argument("--follow", action="store_true", help="go on while the file grows")
+    parser.add_argument("--loop", action="store_true", help="begin again at the end")
+    parser.add_argument("--times", choices=TIMES, default=TIMES[0], help="how the time of a line is shown")
+    parser.add_argument("--redact", action="store_true", help="other names in what is made, in texts too")
+    outputs = parser.add_mutually_exclusive_group()
+    for kind, words in (("html", "one page that plays it in a browser"), ("svg", "a picture of the window at the end"),
+                        ("cast", "for players of recorded terminals"), ("txt", "plain text")):
+        outputs.add_argument(f"--{kind}", nargs="?", const="", metavar=f"OUT.{kind}", help=words)
+    outputs.add_argument("--report", metavar="DIR", help="a folder with a report and its pictures")
+    parser.add_argument("--lang", choices=("en", "ru"), default="en", help="of the report")
+
+
+def _moment_of(text):
+    try:
+        return parse_minutes(text)
+    except ChatError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _seconds(text):
@@ -3086,7 +3973,21 @@ def _speed(text):
 
 
 def _run_replay(options):
-    replay(options.file, options.speed, options.max_gap, options.instant)
+    if options.list:
+        return print_recordings(options.file or "sessions")
+    if not options.file:
+        options.parser.error("which FILE? --list lists what there is, demo is a sample")
+    kinds = [kind for kind in EXPORTS if getattr(options, kind) is not None]
+    for kind in kinds:
+        target = getattr(options, kind)
+        if target and not target.endswith("." + kind):
+            options.parser.error(f"--{kind} takes a file that ends in .{kind}")
+        return export(options.file, kind, target, options.who, options.start, options.end, options.max_gap,
+                      options.redact)
+    if options.report:
+        return print(write_report(options.file, options.report, options.lang, options.redact))
+    return replay(options.file, options.who, options.start, options.end, options.speed, options.max_gap,
+                  options.instant, options.follow, options.loop, options.times)
 
 
 def main(argv=None):

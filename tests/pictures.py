@@ -101,7 +101,7 @@ def talk(folder):
         console.see("bob from 127.0.0.1")
         console.see_prompt(">")
         menu = open_terminal(rows=12)
-        menu.see("5. quit")
+        menu.see("6. quit")
         return {"talk.svg": (people["ann"].screen, "ann"), "console.svg": (console.screen, "the server"),
                 "menu.svg": (menu.screen, "python3 chat.pyz")}
     finally:

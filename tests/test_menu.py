@@ -22,7 +22,7 @@ ANY_PORT = [sys.executable, "-c", "import sys, chat; chat.PORT = 0; sys.argv = [
 TOLD = [sys.executable, "-c",
         "import sys, chat; chat.serve = lambda *words: print('served:', *words); sys.argv = ['chat.py']; "
         "sys.exit(chat.main())"]
-HOST, JOIN, REPLAY, GIVE, QUIT = "12345"
+HOST, JOIN, REPLAY, REPORT, GIVE, QUIT = "123456"
 
 
 def environment(home):
@@ -115,7 +115,8 @@ def test_without_a_terminal_the_choices_are_numbered_lines(piped):
     code, out = piped(QUIT)
     assert code == 0
     assert out.startswith("\nWhat would you like to do?\n  1. host a chat\n  2. join a chat\n"
-                          "  3. replay a recording\n  4. give this program to a classmate\n  5. quit\n")
+                          "  3. replay a recording\n  4. make a report\n  5. give this program to a classmate\n"
+                          "  6. quit\n")
     assert "\x1b" not in out
 
 
@@ -126,11 +127,11 @@ def test_the_end_of_the_input_quits_anywhere(piped, answers):
     assert "Traceback" not in out
 
 
-@pytest.mark.parametrize("wrong", ["0", "6", "-1", "host", "1.5", "²"])
+@pytest.mark.parametrize("wrong", ["0", "7", "-1", "host", "1.5", "²"])
 def test_a_wrong_number_is_asked_again_with_the_reason(piped, wrong):
     code, out = piped(wrong, QUIT)
     assert code == 0
-    assert f"{wrong} is not a number from 1 to 5." in out
+    assert f"{wrong} is not a number from 1 to 6." in out
     assert out.count("Number [1]:") == 2
 
 
@@ -200,16 +201,31 @@ def test_replaying_offers_the_newest_first_with_date_people_and_length(piped, tm
     recordings(tmp_path)
     code, out = piped(REPLAY, "2", QUIT)
     assert code == 0
-    assert "  1. 2024-03-04 09:00  new, 3 people, 12 min\n  2. 2024-01-02 09:00  old, 2 people, 1 min\n" in out
+    assert ("  1. 2024-03-04 09:00  new, 3 people, 1 message, 12:00, not ended\n"
+            "  2. 2024-01-02 09:00  old, 2 people, 1 message, 1:00, not ended\n"
+            "  3. a sample: a lab on sockets, in Russian\n") in out
     assert f"\n{PYTHON} chat.py replay {os.path.join('sessions', 'old.jsonl')}\n" in out
     assert "09:01 ann: in old\n" in out
     assert menus(out) == 2
 
 
-def test_without_a_recording_it_is_told_how_to_get_one(piped):
-    code, out = piped(REPLAY, QUIT)
+def test_without_a_recording_it_is_told_how_to_get_one_and_there_are_samples(piped):
+    code, out = piped(REPLAY)
     assert code == 0
-    assert "there is no recording in the folder sessions yet; host a chat and have it recorded." in out
+    assert "There is no recording in the folder sessions yet: host a chat and have it recorded. Samples:" in out
+    assert "  1. a sample: a lab on sockets, in Russian\n  2. a sample: a class in three parts, in English\n" in out
+
+
+def test_a_report_asks_of_what_in_which_language_and_where(piped, tmp_path):
+    recordings(tmp_path)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "report.md").write_text("conclusions")
+    code, out = piped(REPORT, "3", "2", "taken", "", QUIT)
+    assert code == 0
+    assert "there is a report in taken already." in out
+    assert f"\n{PYTHON} chat.py replay demo --report report-demo --lang ru\n" in out
+    assert "Отчёт по лабораторной" in (tmp_path / "report-demo" / "report.md").read_text(encoding="utf-8")
+    assert (tmp_path / "taken" / "report.md").read_text() == "conclusions"
     assert menus(out) == 2
 
 
@@ -228,7 +244,7 @@ def test_ctrl_c_ends_a_piped_menu_without_a_traceback(tmp_path, home):
                                encoding="utf-8", cwd=tmp_path, env={**environment(home), "PYTHONUNBUFFERED": "1"})
     output = helpers.Output(process.stdout)
     try:
-        output.expect("5. quit")
+        output.expect("6. quit")
         process.send_signal(signal.SIGINT)
         assert process.wait(helpers.SECONDS) == 0
         assert "Traceback" not in output.text()
@@ -241,7 +257,7 @@ def test_ctrl_c_ends_a_piped_menu_without_a_traceback(tmp_path, home):
 
 
 @needs_terminal
-@pytest.mark.parametrize("keys", ["5\r", "\x1b[B\x1b[B\x1b[B\x1b[B\r", "\x03"], ids=["number", "arrows", "Ctrl+C"])
+@pytest.mark.parametrize("keys", ["6\r", "\x1b[B\x1b[B\x1b[B\x1b[B\x1b[B\r", "\x03"], ids=["number", "arrows", "Ctrl+C"])
 def test_quitting(opened, keys):
     screen = opened()
     press(screen, "What would you like to do?", keys)
@@ -254,7 +270,8 @@ def test_quitting(opened, keys):
 def test_the_choice_is_framed_and_has_the_number_keys(opened):
     screen = opened()
     back_in_the_menu(screen)
-    for number, words in enumerate(["host a chat", "join a chat", "replay a recording", "give this", "quit"], 1):
+    for number, words in enumerate(["host a chat", "join a chat", "replay a recording", "make a report", "give this",
+                                    "quit"], 1):
         screen.see(rf"^│ .*{number}\. {words}.*│$")
 
 
@@ -272,7 +289,7 @@ def test_hosting_for_this_computer_until_ctrl_c(opened, tmp_path):
     screen.type("\x03")
     back_in_the_menu(screen)
     assert len(os.listdir(tmp_path / "sessions")) == 1
-    screen.type("5\r")
+    screen.type("6\r")
     assert screen.exit_code() == 0
 
 
@@ -368,6 +385,8 @@ def test_a_recording_is_chosen_and_replayed(opened, tmp_path):
     press(screen, "What would you like to do?", "3\r")
     press(screen, "Which one?", "\x1b[B\r")
     screen.see("ann: in old$")
+    screen.see("^the end ")
+    screen.type("q")
     back_in_the_menu(screen)
 
 

@@ -47,7 +47,7 @@ def test_every_option_is_in_the_readme():
 def test_the_map_in_the_readme_is_the_map_of_the_module():
     source = pathlib.Path(chat.__file__).read_text(encoding="utf-8")
     sections = re.findall(r"^# === (.+?) =+$", source, re.M)
-    assert sections == re.findall(r"The map:\n    (.+)\n", chat.__doc__)[0].split(", ")
+    assert sections == re.split(r",\s+", re.findall(r"The map:\n((?:    .+\n)+)", chat.__doc__)[0].strip())
     assert sections == re.findall(r"^\| ([a-z ]+) \|", README[README.index("| section |"):], re.M)[1:]
 
 
