@@ -288,7 +288,7 @@ def _is_start(value):
 
 
 # What a field may be: a test, and the words for it.
-STRING = lambda value: type(value) is str and is_utf8(value), "a string of whole characters"
+STRING = lambda value: type(value) is str and (value.isascii() or is_utf8(value)), "a string of whole characters"
 COUNT = lambda value: type(value) is int and 0 <= value < 1 << 53, "a whole number from 0 to 2^53-1"
 SECONDS = lambda value: type(value) in (int, float) and 0 <= value < 1e11, "a number of seconds"
 PEOPLE = lambda value: type(value) is list and all(map(STRING[0], value)), "a list of names"
@@ -467,12 +467,17 @@ TIMES = "short", "long", "off"  # how the time of a line is shown
 
 def clock(session, t, times=TIMES[0]):
     """The time of day in the session's own zone, t seconds after its start."""
-    minutes, second = divmod(int(_second_of_day(session["start"]) + t), 60)
-    minutes %= 1440
-    return "%02d:%02d%s" % (minutes // 60, minutes % 60, ":%02d" % second if times == "long" else "")
+    second = int(_second_of_day(session["start"]) + t)
+    return _time_of_day(second % 86400 if times == "long" else second % 86400 // 60 * 60, times == "long")
 
 
-@functools.lru_cache(maxsize=4)  # a session has one start, and a flood many lines
+@functools.lru_cache(maxsize=64)  # in a flood many lines share one
+def _time_of_day(second, long):
+    text = "%02d:%02d:%02d" % (second // 3600, second // 60 % 60, second % 60)
+    return text if long else text[:-3]
+
+
+@functools.lru_cache(maxsize=4)  # a session has one start
 def _second_of_day(start):
     start = datetime.datetime.fromisoformat(start)
     return (start.hour * 60 + start.minute) * 60 + start.second + start.microsecond / 1e6
@@ -513,15 +518,23 @@ _templates = {(kind, word): (style, re.findall(r"\{(\w+)\}|([^{]+)", words))
               for kind, table in RENDERINGS.items() for word, (style, words) in table.items()}
 
 
+NAME_FIELDS = frozenset(("who", "to", "name", "you"))
+
+
+@functools.lru_cache(maxsize=1024)  # few people say much
+def _name_piece(name):
+    return name_style(name), clean_row(name)
+
+
 def _field(event, field, style, viewer):
     # The pieces for one field of an event, whose own style is this one.
     value = event.get(field)
     if style == "private" and value == viewer and field != "text":
         return [(style, "you")]
-    if field in ("who", "to", "name", "you"):
-        return [(name_style(value), clean_row(value))]
+    if field in NAME_FIELDS:
+        return [_name_piece(value)]
     if field == "people":
-        names = [piece for name in value for piece in ((style, ", "), (name_style(name), clean_row(name)))]
+        names = [piece for name in value for piece in ((style, ", "), _name_piece(name))]
         return [(style, f"{len(value)} here: ")] + names[1:]
     if field == "text":
         text, start, pieces = clean(value).replace("\n", "\n" + CONTINUED), 0, []
@@ -540,7 +553,7 @@ def _field(event, field, style, viewer):
 
 def render(event, session, viewer=None, times=TIMES[0]):
     """An event or reply as (style, text) pieces, as `viewer` sees it; none if there is nothing to see."""
-    kind = next(kind for kind in ("ev", "re", "here") if kind in event)
+    kind = "ev" if "ev" in event else "re" if "re" in event else "here"
     style, parts = _templates.get((kind, event[kind]), ("system", None))
     if parts is None:
         parts = [("", "-- " + clean_row(describe(event)[:200]))]
@@ -708,23 +721,19 @@ class Recording:
 def read_lines(file):
     """Yield (number, line) of a session file; the line is None where it was far too long to be one."""
     number, skipping = 0, False
-    for line in iter(functools.partial(_read_line, file), b""):
-        whole = line.endswith(b"\n")
-        if not skipping:
-            number += 1
-        if not whole and len(line) == REPLY_BYTES:
-            if not skipping:
-                yield number, None
-            skipping = True
-        elif skipping:
-            skipping = not whole
-        elif whole:  # else it is torn: somebody is still writing it, or died while doing so
-            yield number, line
-
-
-def _read_line(file):
     try:
-        return file.readline(REPLY_BYTES)
+        for line in iter(functools.partial(file.readline, REPLY_BYTES), b""):
+            whole = line.endswith(b"\n")
+            if not skipping:
+                number += 1
+            if not whole and len(line) == REPLY_BYTES:
+                if not skipping:
+                    yield number, None
+                skipping = True
+            elif skipping:
+                skipping = not whole
+            elif whole:  # else it is torn: somebody is still writing it, or died while doing so
+                yield number, line
     except OSError as error:
         raise ChatError(f"cannot read {file.name}: {error.strerror}") from None
 
@@ -2844,14 +2853,15 @@ def seen(events, seat=None, viewer=None):
         word, n = event.get("ev"), event.get("n")
         if type(n) is not int:
             n = since
-        if event.get("re") == "welcome":
+        if not word and event.get("re") == "welcome":
             own = n + 1
             if not seat:
                 viewer, since = event["you"], own
         if seat and word != "session":
             if n < seat.first if word else own != seat.n and ("re" in event or event["t"] < seat.t):
                 continue
-        moment = max(moment, event["t"])
+        if event["t"] > moment:
+            moment = event["t"]
         yield moment, viewer, event
         if viewer and n > since and word in ("nick", "leave", "end"):
             if word == "nick" and event["who"] == viewer:
@@ -3423,10 +3433,12 @@ def replay(path, who=None, start=None, end=None, speed=1.0, max_gap=2.0, instant
             scenes = between(tape.scenes(seat, first, time.sleep if follow else None), first, end)
             if not (instant or follow):
                 scenes = pace(cap_silence(scenes, max_gap), speed)
-            for pieces in rows_of(scenes, tape.session, seat, times):
-                out.write(paint(pieces) + "\n")
-                if not instant:
-                    out.flush()
+            texts = (paint(pieces) + "\n" for pieces in rows_of(scenes, tape.session, seat, times))
+            if instant:
+                out.writelines(texts)
+            for text in texts:
+                out.write(text)
+                out.flush()
             out.flush()
             if instant or not loop:
                 return
@@ -3454,6 +3466,60 @@ def write_cast(tape, scenes, out, seat, max_gap):
         due += step
         for pieces in rows_of([scene], tape.session, seat):
             out.write(_dump([round(due, 3), "o", coloured(pieces).replace("\n", "\r\n") + "\r\n"]) + "\n")
+
+
+_page_fields = {"ev": EVENTS, "re": REPLIES, "here": {"remark": {"t": SECONDS, "text": STRING}}}
+
+
+def write_page(tape, scenes, out, seat, max_gap):
+    """Write the page that plays these scenes in a browser, without a network and without this program."""
+    # Its security policy names the page's own script and style by their hashes: whatever somebody said, a
+    # browser runs nothing else.
+    page = shipped("player.html").decode().replace("\r\n", "\n")  # as a browser reads it, too
+    head, tail = page.split("%EVENTS%")
+    for tag in ("script", "style"):
+        head = head.replace(f"%{tag.upper()}_HASH%", _hash_of(tag, page))
+    out.write(head.replace("%TITLE%", escape(clean_row(tape.session["room"]))))
+    out.write(_page_line({"here": "page", "renderings": RENDERINGS, "left": LEFT}))
+    for moment, viewer, event in scenes:
+        if event.get("re") != "pong":  # which nobody is shown
+            out.write(_page_line(_page_event(event)))
+    out.write(tail)
+
+
+def _hash_of(tag, page):
+    import base64  # what only a page needs is loaded only for one
+    import hashlib
+
+    content = re.search(f"<{tag}>(.*?)</{tag}>", page, re.DOTALL).group(1)
+    return base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+
+
+def _page_line(fields):
+    # Nothing in it can end the element that it stands in.
+    return re.sub("[<>&\u2028\u2029]", lambda found: f"\\u{ord(found.group()):04x}", encode(fields).decode())
+
+
+def _page_event(event):
+    # The fields that the page knows, made harmless as `render` does it.
+    kind = next(kind for kind in _page_fields if kind in event)
+    word = event[kind]
+    if word not in _page_fields[kind]:
+        return remark(event["t"], clean_row(describe(event)[:200]))
+    known = {kind: word, **{field: event[field] for field in _page_fields[kind][word]}}
+    if type(event.get("text")) is str:  # which a leave may have
+        known["text"] = event["text"]
+    if event.get("recorded") is True:  # and a welcome
+        known["recorded"] = True
+    return {field: _page_value(word, field, value) for field, value in known.items()}
+
+
+def _page_value(word, field, value):
+    if type(value) is list:
+        return list(map(clean_row, value))
+    if type(value) is not str:
+        return value
+    return clean(value) if field == "text" and word != "leave" else clean_row(value)
 
 
 # How a window looks in a picture; the colours are those of the terminal's codes in STYLES.
@@ -3576,12 +3642,14 @@ def find_moments(events):
 
 
 def take_stock(events):
-    """Who took part, as {seat: [names, came, left or None, messages]}, what happened besides talk, and the end."""
-    people, here, course, last = {}, {}, [], 0.0
+    """({seat: [names, came, left or None, messages]}, all messages, what happened besides talk, the last t)."""
+    people, here, said, course, last = {}, {}, 0, [], 0.0
     for event in events:
         word, last = event.get("ev"), max(last, event["t"])
-        if word in ("say", "me") and event["who"] in here:
-            people[here[event["who"]]][3] += 1
+        if word in ("say", "me"):
+            said += 1  # by the server's console, too
+            if event["who"] in here:
+                people[here[event["who"]]][3] += 1
         gone = list(here.values()) if word == "end" else [here.get(event["who"])] if word == "leave" else []
         for seat in gone:
             if seat in people:
@@ -3593,7 +3661,7 @@ def take_stock(events):
             people[here[event["name"]]][0].append(event["name"])
         if word in ("join", "leave", "nick", "mark", "notice", "end"):
             course.append(event)
-    return people, course, last
+    return people, said, course, last
 
 
 def write_report(path, folder, language="en", redacted=False):
@@ -3602,7 +3670,7 @@ def write_report(path, folder, language="en", redacted=False):
     with open_tape(path) as tape:
         if redacted:
             tape.replace_names()
-        people, course, last = take_stock(tape.events())
+        people, said, course, last = take_stock(tape.events())
         file = os.path.join(folder, "report.md")
         make_folder(file)
         if os.path.exists(file):
@@ -3614,12 +3682,12 @@ def write_report(path, folder, language="en", redacted=False):
         session = tape.session
         values = {
             "room": markdown(session["room"]), "date": session["start"][:10], "time": clock(session, 0.0),
-            "length": minutes(last), "people": str(len({names[0] for names, came, left, said in people.values()})),
-            "messages": str(sum(said for names, came, left, said in people.values())),
+            "length": minutes(last), "people": str(len({names[0] for names, came, left, own in people.values()})),
+            "messages": str(said),
             "participants": "\n".join(
                 f"| {' → '.join(map(markdown, names))} | {clock(session, came, 'long')} "
-                f"| {clock(session, left, 'long') if left is not None else '—'} | {said} |"
-                for names, came, left, said in people.values()),
+                f"| {clock(session, left, 'long') if left is not None else '—'} | {own} |"
+                for names, came, left, own in people.values()),
             "course": "\n".join(f"- {clock(session, event['t'], 'long')} {_told(event, words)}" for event in course),
             **{what: "\n\n".join(parts) for what, parts in pictures.items()}}
         # A section whose content there is not, such as the marks of a session without, is left out.
@@ -3685,14 +3753,13 @@ def _describe_recording(tape):
     state = "torn" if not whole else "complete" if last.get("ev") in ("end", "leave") else "not ended"
     label = f"{clean_row(session['start'][:16]).replace('T', ' ')}  {clean_row(session['room'])}"
     if tape.file.seek(0, os.SEEK_END) <= LISTED_BYTES:
-        people, course, end = take_stock(tape.events())
-        names = {names[0] for names, came, left, said in people.values()}
-        said = sum(said for names, came, left, said in people.values())
+        people, said, course, end = take_stock(tape.events())
+        names = {names[0] for names, came, left, own in people.values()}
         label += f", {len(names)} {'person' if len(names) == 1 else 'people'}, {said} {'message' if said == 1 else 'messages'}"
     return start.timestamp(), f"{label}, {minutes(last['t'])}, {state}{f', as {clean_row(tape.viewer)} saw it' if tape.viewer else ''}"
 
 
-EXPORTS = {"txt": write_transcript, "cast": write_cast, "svg": write_picture}
+EXPORTS = {"txt": write_transcript, "cast": write_cast, "svg": write_picture, "html": write_page}
 
 
 def print_recordings(folder):

@@ -24,6 +24,8 @@ How to read the figures:
       "wrong" counts lines neither shown nor announced as skipped, lines shown twice, keys that the terminal
       itself showed amid what was printed, a key that never appeared and, where pyte is installed, a screen
       whose last rows are not the whole input line and the bar below it.
+    * read-million: the transcript of a million events beside json.loads on each line of the same file.
+      play-gigabyte: on a terminal, until the first line is on it, and until one at a time typed after g.
 
 CPU and memory come from /proc, so from Linux only; elsewhere these figures are "-".
 """
@@ -62,6 +64,10 @@ try:
     import pyte
 except ImportError:
     pyte = None
+try:
+    import browser
+except ImportError:  # without pytest
+    browser = None
 
 TOP = Path(__file__).resolve().parent.parent
 KEYS = "абвгдежзийклмнопрстуфхцчшщъыьэюяαβγδεζηθικλμνξπρσ"  # no two alike, and none in what is said
@@ -189,29 +195,38 @@ def serving(setup, variant):
         yield process.pid, port
 
 
-@contextlib.contextmanager
 def joined(setup, port, home=None):
     """A `join` in a terminal of its own whose prompt is there: process id, terminal, and what it printed."""
+    return on_terminal(setup, ["join", f"127.0.0.1:{port}", "--name", "typist"], b"typist>", home)
+
+
+@contextlib.contextmanager
+def on_terminal(setup, words, awaited, home=None):
+    """chat in a terminal of its own that has shown this: process id, terminal, and what it printed."""
     if not pty:
         raise Failure("this system has no pty")
     columns, rows = setup.screen
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     os.set_blocking(master, False)
-    command = setup.chat + ["join", f"127.0.0.1:{port}", "--name", "typist"]
     try:
-        with running(command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
+        with running(setup.chat + words, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
                      env=dict(setup.environment(home), TERM="xterm-256color")) as process:
-            said, until = b"", clock() + START_SECONDS
-            while b"typist>" not in said:
-                if clock() > until or process.poll() is not None:
-                    raise Failure("no prompt appeared: " + said.decode(errors="replace")[-300:])
-                time.sleep(0.001)
-                said += read_terminal(master, READ_BYTES)
-            yield process.pid, master, said
+            yield process.pid, master, read_until(master, awaited, process)
     finally:
         os.close(master)
         os.close(slave)
+
+
+def read_until(master, awaited, process=None):
+    """What a terminal is sent, up to where this stands in it."""
+    said, until = b"", clock() + START_SECONDS
+    while awaited not in said:
+        if clock() > until or process and process.poll() is not None:
+            raise Failure(f"{awaited} did not appear: " + said.decode(errors="replace")[-300:])
+        time.sleep(0.001)
+        said += read_terminal(master, READ_BYTES)
+    return said
 
 
 def read_terminal(master, most):
@@ -602,12 +617,71 @@ def is_whole(size, output, typed):
     return "".join(rows[:-1]).endswith("typist> " + typed)
 
 
+# === cells: recordings ============================================================================
+
+
+def recording(setup, events, size=40):
+    """A session file of so many events, one each tenth of a second, with texts of this size."""
+    path = Path(setup.home) / f"{events}-{size}.jsonl"
+    if not path.exists():
+        with open(path, "w", encoding="utf-8") as file:
+            file.write('{"ev":"session","n":0,"t":0.0,"v":1,"id":"bench","start":"2026-11-20T12:00:00.000+03:00",'
+                       '"room":"bench"}\n')
+            file.writelines('{"ev":"join","n":%d,"t":0.0,"who":"m%d","from":0}\n' % (n, n) for n in range(1, 6))
+            text = "x" * size
+            file.writelines('{"ev":"say","n":%d,"t":%.1f,"who":"m%d","text":"line %d %s"}\n'
+                            % (n, n / 10, n % 5 + 1, n, text) for n in range(6, events))
+    return str(path)
+
+
+def reading(setup, variant, events):
+    """Read a whole recording: as a transcript, or only as JSON."""
+    path = recording(setup, events)
+    parse = f"import json\nfor line in open({path!r}, 'rb'): json.loads(line)"
+    command = ([sys.executable, "-c", parse] if variant == "json.loads" else
+               setup.chat + ["replay", path, "--instant", "--txt"])
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=setup.environment()) as process:
+        status, usage = os.wait4(process.pid, 0)[1:]
+        process.returncode = status
+    if status:
+        raise Failure(f"exit status {status}")
+    return {"CPU s": usage.ru_utime + usage.ru_stime, "peak MiB": usage.ru_maxrss / 1024}
+
+
+def entering(setup, variant, events, size):
+    """Play a long recording on a terminal: until its first line is there, and until one at its other end is."""
+    path, start = recording(setup, events, size), clock()
+    with on_terminal(setup, ["replay", path], b"m1") as (_, master, said):
+        first, delays = clock() - start, []
+        for part in (0.9, 0.1, 0.5, 0.99):
+            n = int(events * part)
+            os.write(master, b"g%d\r" % (n // 10 + 1))
+            start = clock()
+            read_until(master, b"line %d x" % (n // 10 * 10 + 10))
+            delays.append(clock() - start)
+    return {"GB": os.path.getsize(path) / 1e9, "ms to the first line": first * 1e3, "ms to any time": max(delays) * 1e3}
+
+
+def paging(setup, variant, events):
+    """Write a long recording as a page, and use that in a browser."""
+    path, page = recording(setup, events), os.path.join(setup.home, "page.html")
+    start = clock()
+    with running(setup.chat + ["replay", path, "--html", page], env=setup.environment()) as process:
+        if process.wait():
+            raise Failure(f"exit code {process.returncode}")
+    figures = {"s to write it": clock() - start}
+    if browser and browser.CHROMIUM:
+        with tempfile.TemporaryDirectory() as folder, browser.Browser(folder) as chromium:
+            figures.update(browser.measure_page(chromium, Path(page)))
+    return figures
+
+
 # === the tables ===================================================================================
 
 BIG = "crowd-5000"  # takes minutes, so only once, and only with --big
 GROUPS = {  # the columns of each table
     "servers": ("chat", "naive"), "recording": ("--log", "without"), "start-up": ("chat", "pass"),
-    "typing": ("chat",)}
+    "typing": ("chat",), "reading": ("chat", "json.loads"), "playing": ("chat",)}
 Cell = collections.namedtuple("Cell", "name group run options")
 CELLS = [
     Cell("flood-10/1", "servers", flood, {"members": 10, "senders": 1}),
@@ -628,6 +702,9 @@ CELLS = [
     Cell("typing-2000", "typing", typing, {"rate": 2000}),
     Cell("typing-5000", "typing", typing, {"rate": 5000}),
     Cell("typing-20000", "typing", typing, {"rate": 20000}),
+    Cell("read-million", "reading", reading, {"events": 1_000_000}),
+    Cell("play-gigabyte", "playing", entering, {"events": 1_000_000, "size": 1000}),
+    Cell("page-100000", "playing", paging, {"events": 100_000}),
 ]
 
 

@@ -2,7 +2,6 @@
 
 Real clients talk to a real server on emulated terminals; what their screens show becomes tests/pictures/*.svg.
 """
-import html
 import os
 import pathlib
 import re
@@ -10,59 +9,30 @@ import sys
 import tempfile
 
 sys.path[:0] = [str(pathlib.Path(__file__).parent), str(pathlib.Path(__file__).parent.parent)]
+import chat  # noqa: E402
 import terminal  # noqa: E402
 
-from wcwidth import wcwidth  # noqa: E402
-
 TOP = pathlib.Path(__file__).parent.parent
-CELL, ROW, EDGE, BAR = 8.4, 18, 14, 30  # the size of a character, the margin, the window's title
-GROUND, INK, DIM = "#1b1e26", "#d8dce6", "#8b92a5"
-COLOURS = {"red": "#ff7a7a", "green": "#7ad489", "brown": "#e6c86e", "blue": "#7aa8ff", "magenta": "#d79bff",
-           "cyan": "#6fd3dc", "brightred": "#ff9d9d", "brightgreen": "#a0e8ac", "brightblue": "#a5c5ff",
-           "brightmagenta": "#e8c2ff", "default": INK, "black": "#30343f", "white": INK}
-
-
-def runs(row, columns):
-    """The row as (column, width, text, style) runs of one style, trailing blanks left out."""
-    found, column = [], 0
-    last = max((at for at in range(columns) if row[at].data.strip() or row[at].reverse), default=-1)
-    while column <= last:
-        cell = row[column]
-        style = cell.fg, cell.bold, cell.reverse, cell.italics
-        width = max(1, wcwidth(cell.data[:1])) if cell.data else 1
-        if found and found[-1][3] == style and width == 1 == found[-1][4] and cell.data.isascii():
-            at, length, text, style, wide = found.pop()
-            found.append((at, length + 1, text + cell.data, style, 1))
-        else:
-            found.append((column, width, cell.data, style, 1 if cell.data.isascii() else 2))
-        column += width
-    return found
+CODES = {"default": "", **{f"{bright}{name}": f"{first}{number}" for bright, first in (("", 3), ("bright", 9))
+                           for number, name in enumerate("black red green brown blue magenta cyan white".split())}}
 
 
 def picture(screen, title):
     """An emulated screen as an SVG that looks like a terminal's window."""
-    rows = len([row for row in screen.display if row.strip()])
-    width, height = screen.columns * CELL + 2 * EDGE, rows * ROW + BAR + EDGE
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" '
-             f'height="{height:.0f}" font-family="ui-monospace, Menlo, Consolas, monospace" font-size="14">',
-             f'<title>{html.escape(title)}</title>',
-             f'<rect width="100%" height="100%" rx="8" fill="{GROUND}"/>']
-    parts += [f'<circle cx="{18 + 18 * number}" cy="15" r="5" fill="{colour}"/>'
-              for number, colour in enumerate(("#ff6b60", "#ffc04a", "#4fd06a"))]
-    parts.append(f'<text x="50%" y="20" text-anchor="middle" fill="{DIM}">{html.escape(title)}</text>')
-    shown = [number for number, row in enumerate(screen.display) if row.strip()]
-    for line, number in enumerate(shown):
-        for column, length, text, (ink, bold, reverse, italic), _ in runs(screen.buffer[number], screen.columns):
-            x, y = EDGE + column * CELL, BAR + line * ROW + 14
-            colour = COLOURS.get(ink, INK)
-            if reverse:
-                parts.append(f'<rect x="{x:.1f}" y="{y - 14}" width="{length * CELL:.1f}" height="{ROW}" fill="{colour}"/>')
-                colour = GROUND
-            if text.strip():
-                weight = ' font-weight="bold"' * bool(bold) + ' font-style="italic"' * bool(italic)
-                parts.append(f'<text x="{x:.1f}" y="{y}" textLength="{length * CELL:.1f}" lengthAdjust="spacingAndGlyphs" '
-                             f'fill="{colour}"{weight} xml:space="preserve">{html.escape(text)}</text>')
-    return "\n".join(parts) + "\n</svg>\n"
+    rows = []
+    for row in (screen.buffer[number] for number, text in enumerate(screen.display) if text.strip()):
+        cells = [(column, 1 if row[column + 1].data else 2, row[column].data, code_of(row[column]))
+                 for column in range(screen.columns) if row[column].data]  # behind a wide character is an empty one
+        while cells and not cells[-1][2].strip() and not cells[-1][3]:
+            cells.pop()
+        rows.append(cells)
+    return chat.window(rows, title, screen.columns)
+
+
+def code_of(cell):
+    """The terminal code by which this cell looks as it does."""
+    looks = "1" * cell.bold, "3" * cell.italics, "7" * cell.reverse, CODES.get(cell.fg, "")
+    return ";".join(filter(None, looks))
 
 
 def talk(folder):
