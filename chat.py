@@ -3545,6 +3545,9 @@ def cells(pieces, columns):
             if width > 0:
                 rows[-1].append((column, width, cluster, STYLES.get(style, style)))
                 column += width
+            elif cluster != "\n" and rows[-1]:  # a mark of a script whose marks are not known here
+                before = rows[-1].pop()
+                rows[-1].append((*before[:2], before[2] + cluster, before[3]))
     return rows
 
 
@@ -3570,9 +3573,10 @@ def window(rows, title, columns=PICTURE[0]):
 
 
 def _run_key(cell):
-    # Cells that go into one span; a wide character, or one of several code points, has one to itself.
+    # Cells that go into one span. A character that the font may lack, and which another font then draws in
+    # another width, has one to itself: all but Latin, Greek and Cyrillic letters.
     column, width, cluster, code = cell
-    return code, None if width == 1 == len(cluster) and cluster < "\U00010000" else column
+    return code, None if len(cluster) == 1 and cluster < "\u0530" else column
 
 
 def _span(run, y, parts):
@@ -3762,11 +3766,12 @@ def _describe_recording(tape):
 EXPORTS = {"txt": write_transcript, "cast": write_cast, "svg": write_picture, "html": write_page}
 
 
-def print_recordings(folder):
-    """Print the recordings in a folder, and the samples."""
-    if not os.path.isdir(folder):
-        raise ChatError(f"{folder} is no folder here; serve --log records into sessions/")
-    for path, label in list_recordings(folder):
+def print_recordings(folder=None):
+    """Print the recordings in a folder, else those in sessions/ and the samples."""
+    if folder and not os.path.isdir(folder):
+        raise ChatError(f"{folder} is no folder")
+    samples = [] if folder else [(name, f"a sample: {words}") for name, (file, words) in SAMPLES.items()]
+    for path, label in list_recordings(folder or "sessions") + samples:
         print(f"{path}\n    {label}")
 
 
@@ -4041,7 +4046,7 @@ def _speed(text):
 
 def _run_replay(options):
     if options.list:
-        return print_recordings(options.file or "sessions")
+        return print_recordings(options.file)
     if not options.file:
         options.parser.error("which FILE? --list lists what there is, demo is a sample")
     kinds = [kind for kind in EXPORTS if getattr(options, kind) is not None]

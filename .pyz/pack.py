@@ -59,7 +59,7 @@ def change(shivs, output):
                 entry = zipfile.ZipInfo(name)
                 entry.create_system = 3
                 entry.external_attr = 0o100644 << 16
-                archive.writestr(entry, entries[name], zipfile.ZIP_DEFLATED)
+                archive.writestr(entry, entries[name], zipfile.ZIP_DEFLATED, compresslevel=9)
     output.chmod(0o755)
 
 
