@@ -3105,7 +3105,7 @@ Index = collections.namedtuple("Index", "seats marks names own")
 @contextlib.contextmanager
 def open_tape(path):
     """The Tape of a session file, or of a sample that comes with this program, by its name."""
-    sample = SAMPLES.get(path) if not os.path.exists(path) else None
+    sample = SAMPLES.get(path) if not os.path.isfile(path) else None
     try:
         file = io.BytesIO(shipped(sample[0])) if sample else open(path, "rb")
     except OSError as error:
