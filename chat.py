@@ -350,6 +350,8 @@ def decode_request(line):
 def decode_event(line):
     """The event or reply that a line holds, checked; unknown ones pass, with a time."""
     event = decode(line)
+    if "ev" in event:
+        event.pop("re", None)  # a line is one or the other
     known, word = (EVENTS, event["ev"]) if "ev" in event else (REPLIES, event.get("re"))
     if not STRING[0](word):
         raise ChatError("this line is neither an event nor a reply")
@@ -3036,9 +3038,10 @@ class Tape:
             event = event_of(line) if line and _landmark.search(line) else None
             if not event:
                 continue
-            event, word = self.change(event), event.get("ev", event.get("re"))
-            names.update(dict.fromkeys([event[field] for field in ("who", "to", "name") if field in event]))
-            if word == "welcome":
+            event, word = self.change(event), event.get("ev")
+            names.update(dict.fromkeys([event[field] for field in ("who", "to", "name")
+                                        if type(event.get(field)) is str]))
+            if event.get("re") == "welcome":
                 own.append(event["n"] + 1)
                 names.update(dict.fromkeys(event["people"]))
             elif word == "join":
@@ -3055,7 +3058,7 @@ class Tape:
                 here.clear()
             elif word == "mark":
                 marks.append((event["t"], event["text"]))
-        return Index(seats, marks, [name for name in names if type(name) is str], own)
+        return Index(seats, marks, list(names), own)
 
     def find_seat(self, who):
         """The seat of this number, or the first of somebody of this name."""
@@ -3639,7 +3642,8 @@ def find_moments(events):
                 leave = Moment("leave", t, before)
             elif word == "join" and len(spoken) > 1 and event["who"] not in seen_names:
                 join = Moment("join", t, [event["n"]])
-            seen_names.add(event.get("name", event.get("who")))
+            if word != "end":
+                seen_names.add(event["name"] if word == "nick" else event["who"])
         elif word == "mark":
             marks.append(Moment("mark", t, []))
     return [talk] * bool(talk.seats) + [moment for moment in (leave, join) if moment] + marks
@@ -3716,7 +3720,8 @@ def markdown(text):
 
 def _told(event, words):
     # What happened, in the language of the report.
-    template = words[f"leave-{event['why']}" if f"leave-{event.get('why')}" in words else event["ev"]]
+    word = event["ev"] if event["ev"] != "leave" else f"leave-{event['why']}"
+    template = words.get(word, words[event["ev"]])
     return re.sub(r"\{(\w+)\}", lambda found: markdown(event[found.group(1)]), template)
 
 
