@@ -753,9 +753,9 @@ def event_of(line):
         return None
 
 
-def read_session(file, inside=False):
+def read_session(file, inside=False, private=False):
     """Yield the events of a session file, from its start or from inside, and remarks on what is missing."""
-    expected, t, private = None, 0.0, False
+    expected, t = None, 0.0
     for number, line in read_lines(file):
         if number == 1 and line and line.startswith(b"\xef\xbb\xbf"):
             line = line[3:]
@@ -2844,11 +2844,11 @@ def parse_address(address):
 _landmark = re.compile(rb'"(?:join|leave|nick|mark|end|welcome|tell)"')  # the lines that an index is made of
 
 
-def seen(events, seat=None, viewer=None):
+def seen(events, seat=None, viewer=None, own=None):
     """Yield the scenes of these events: all of them, or what the person in this seat was given."""
-    # `viewer` is the person's name by now, where the events begin in the middle. A person's own recording
-    # begins with the welcome, and only its owner was given the replies in it.
-    moment, since, own = 0.0, -1, None
+    # `viewer` is the person's name by now, where the events begin in the middle, and `own` the owner's seat.
+    # A person's own recording begins with the welcome, and only its owner was given the replies in it.
+    moment, since = 0.0, -1
     if seat:
         moment, since, viewer = seat.t, seat.n, viewer or seat.names[0][1]
     for event in events:
@@ -2969,6 +2969,7 @@ class Tape:
 
     def __init__(self, file):
         self.file = file if file.seekable() else io.BytesIO(file.read())
+        self.begin = 3 if _read_line(self.file).startswith(b"\xef\xbb\xbf") else 0  # after an editor's mark
         self.change = lambda event: event  # what is done to each event, such as replacing names
         self.known = None  # the index
         self.viewer = self.session = None  # whose own recording it is
@@ -2983,39 +2984,41 @@ class Tape:
 
     def events(self, offset=0, wait=None):
         """Yield the events from this byte on; `wait` is called at the end of the file, where more will come."""
-        self.file.seek(offset)
-        events = read_session(Growing(self.file, wait) if wait else self.file, offset > 0)
-        return map(self.change, events)
+        self.file.seek(max(offset, self.begin))  # not before somebody wants the first: others read this file too
+        file = Growing(self.file, wait) if wait else self.file
+        for event in read_session(file, offset > self.begin, bool(self.viewer)):
+            yield self.change(event)
 
     def find(self, field, value):
-        """(where it begins, event) of the first event whose t or n is so high; at the end (size, None)."""
-        low, found = 0, (self.file.seek(0, os.SEEK_END), None)
-        high = found[0]
+        """(where the event before it begins, event) of the first event whose t or n is so high, or None."""
+        # Of events only: a reply has no n, and events that are newer may overtake it.
+        low, high, found = 0, self.file.seek(0, os.SEEK_END), None
         while low < high:
             middle = (low + high) // 2
             where, event = self._event_from(middle, field)
             if event and event[field] < value:
                 low = where + 1
             else:
-                high, found = middle, (where, event) if event else found
-        return found
+                high, found = middle, event or found
+        return max(low - 1, self.begin), found
 
     def _event_from(self, offset, field):
         # The first event that begins at this byte or behind it and has this field, and where it begins.
-        self.file.seek(max(offset - 1, 0))
-        if offset:
-            self.file.readline()
-        while True:
-            where, line = self.file.tell(), self.file.readline(REPLY_BYTES)
+        self.file.seek(max(offset - 1, self.begin))
+        lines = read_lines(self.file)
+        if offset > self.begin:
+            next(lines, None)  # the rest of a line
+        for number, line in lines:
             event = event_of(line)
-            if not line or event and type(event.get(field)) in (int, float):
-                return where, event
+            if event and "ev" in event and (field == "t" or type(event.get(field)) is int):
+                return self.file.tell() - len(line), event
+        return self.file.tell(), None
 
     def last(self):
         """The last event of the file, and whether its line, the last one, is whole."""
         size, step = self.file.seek(0, os.SEEK_END), READ_BYTES[1]
         while True:
-            self.file.seek(max(size - step, 0))
+            self.file.seek(max(size - step, self.begin))
             *lines, rest = self.file.read(step).split(b"\n")
             for line in reversed(lines if step >= size else lines[1:]):
                 event = event_of(line)
@@ -3033,7 +3036,7 @@ class Tape:
 
     def _read_index(self):
         seats, marks, names, own, here = [], [], {}, [], {}
-        self.file.seek(0)
+        self.file.seek(self.begin)
         for number, line in read_lines(self.file):
             event = event_of(line) if line and _landmark.search(line) else None
             if not event:
@@ -3075,26 +3078,25 @@ class Tape:
 
     def scenes(self, seat=None, t=0.0, wait=None):
         """Yield the scenes from this time on, of all or of one seat; a seat begins with what it was told."""
-        if t > (seat.t if seat else self.start):
-            where, event = self.find("t", t)
-            n = event.get("n") if event else None
-            n = n if type(n) is int else 0
-            if not seat:
-                return seen(self.events(where, wait), None, self._owner_at(n))
-            if seat.last is not None and (not event or n > seat.last):
+        if t <= (seat.t if seat else self.start):
+            if not seat or self.viewer:
+                return seen(self.events(0, wait), seat)
+            events = self.events(self.find("n", max(seat.first, 1))[0], wait)
+            events = itertools.dropwhile(lambda event: event == self.session, events)
+            return seen(itertools.chain([self.session], events), seat)
+        own = self.index().own if self.viewer else []
+        if len(own) > 1:  # who joins again is told what was said before then: there, times do fall
+            scenes = seen(self.events(0, wait), seat)
+        else:
+            # From the event before, so that what is missing between them is noticed.
+            where = self.find("t", t)[0]
+            event = self._event_from(where, "n")[1]
+            n = event["n"] if event else 1 << 53
+            if seat and seat.last is not None and n > seat.last:
                 return iter(())
-            return seen(self.events(where, wait), seat, seat.name_at(n))
-        if not seat or self.viewer:
-            return seen(self.events(0, wait), seat)
-        where, event = self.find("n", max(seat.first, 1))
-        return seen(itertools.chain([self.session], self.events(where, wait)), seat)
-
-    def _owner_at(self, n):
-        # The name of whose own recording this is, at this event.
-        if not self.viewer:
-            return None
-        seats = [seat for seat in self.index().seats if seat.n in self.index().own and seat.n <= max(n, 1)]
-        return seats[-1].name_at(n) if seats else self.viewer
+            person = seat or next((seat for seat in self.index().seats if seat.n in own), None)
+            scenes = seen(self.events(where, wait), seat, person.name_at(n - 1) if person else self.viewer, *own)
+        return itertools.dropwhile(lambda scene: scene[0] < t, scenes)
 
     def replace_names(self):
         """From now on, give other names to everybody."""
