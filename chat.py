@@ -2949,7 +2949,7 @@ class Growing:
     """A session file that is still written: at its end a reader waits for more, and gets no half lines."""
 
     def __init__(self, file, wait):
-        self.file, self.wait = file, wait
+        self.file, self.wait, self.name = file, wait, getattr(file, "name", "")
 
     def readline(self, size):
         """The next line, once it is whole."""
@@ -2971,7 +2971,7 @@ class Tape:
         self.file = file if file.seekable() else io.BytesIO(file.read())
         self.begin = 3 if _read_line(self.file).startswith(b"\xef\xbb\xbf") else 0  # after an editor's mark
         self.change = lambda event: event  # what is done to each event, such as replacing names
-        self.known = None  # the index
+        self.known, self.indexed = None, 0  # the index, and of how many bytes
         self.viewer = self.session = None  # whose own recording it is
         self.start = 0.0
         for event in itertools.islice(self.events(), OPENING_LINES):
@@ -3030,8 +3030,9 @@ class Tape:
 
     def index(self):
         """The seats, the marks as (t, text), all names, and the seats of the owner of this recording."""
-        if not self.known:
-            self.known = self._read_index()
+        size = self.file.seek(0, os.SEEK_END)
+        if not self.known or size != self.indexed:  # it may have grown
+            self.known, self.indexed = self._read_index(), size
         return self.known
 
     def _read_index(self):
