@@ -3440,7 +3440,7 @@ def replay(path, who=None, start=None, end=None, speed=1.0, max_gap=2.0, instant
             if not (instant or follow):
                 scenes = pace(cap_silence(scenes, max_gap), speed)
             texts = (paint(pieces) + "\n" for pieces in rows_of(scenes, tape.session, seat, times))
-            if instant:
+            if instant and not follow:
                 out.writelines(texts)
             for text in texts:
                 out.write(text)
