@@ -2914,22 +2914,26 @@ def rows_of(scenes, session, seat=None, times=TIMES[0]):
 
 def replacer(names):
     """A function that gives events with other names instead of these, in texts as well, as whole words."""
+    names = [name for name in names if re.search(r"[^\W_]", name)]  # no room lets others in
     others = {name_key(name): f"person{number}" for number, name in enumerate(names, 1)}
-    choice = "|".join(map(re.escape, sorted(names, key=len, reverse=True))) or r"(?!)"
-    words = re.compile(rf"(?<![\w.-])(?:{choice})(?![\w-]|\.\w)", re.IGNORECASE)
+    longest = sorted(names, key=len, reverse=True)
+    choice = "|".join(f"({re.escape(name)}|{re.escape(name_key(name))})" for name in longest) or r"(?!)"
+    words = re.compile(rf"(?<![^\W_])(?:{choice})(?![^\W_])", re.IGNORECASE)
 
-    def replace(value, field=""):
-        if field in ("ev", "re", "id", "start", "room", "code", "why"):
-            return value
+    def replace(value):
         if type(value) is dict:
-            return {field: replace(inner, field) for field, inner in value.items()}
+            return {replace(key): replace(inner) for key, inner in value.items()}
         if type(value) is list:
             return [replace(inner) for inner in value]
         if type(value) is not str:
             return value
-        return others.get(name_key(value)) or words.sub(lambda found: others[name_key(found.group())], value)
+        # As it will be seen: a name can also be written with marks of their own, or invisible ones in it.
+        value = value if value.isascii() else unicodedata.normalize("NFC", clean(value))
+        return others.get(name_key(value)) or words.sub(
+            lambda found: others[name_key(longest[found.lastindex - 1])], value)
 
-    return replace
+    return lambda event: {field: value if field in ("ev", "re", "here", "start", "code", "why") else replace(value)
+                          for field, value in event.items()}
 
 
 class Seat:
@@ -3100,9 +3104,16 @@ class Tape:
         return itertools.dropwhile(lambda scene: scene[0] < t, scenes)
 
     def replace_names(self):
-        """From now on, give other names to everybody."""
-        self.change, self.known = replacer(self.index().names), None
-        self.session, self.viewer = self.change(self.session), self.viewer and self.change(self.viewer)
+        """From now on, give other names to everybody who is named in some line, even if their join is missing."""
+        names = {}
+        for event in self.events():
+            said = [event.get(field) for field in ("who", "to", "name", "you")]
+            people = event.get("people")
+            names.update((name, None) for name in said + (people if type(people) is list else [])
+                         if type(name) is str and name_key(name) not in RESERVED)
+        self.change, self.known = replacer(names), None
+        self.session = self.change(self.session)
+        self.viewer = self.viewer and self.change({"you": self.viewer})["you"]
 
 
 Index = collections.namedtuple("Index", "seats marks names own")
