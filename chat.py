@@ -3218,9 +3218,10 @@ class Player:
         scenes = self.tape.scenes(self.seat, self.moment, self._wait_for_more if self.follow else None)
         before, told = self.moment if self.moment > self._first() else None, self.told
         for step, scene in cap_silence(between(scenes, self.moment, self.end), self.max_gap, before):
-            if told:
+            if told and scene[0] == self.moment:
                 told -= 1  # shown already, before an order came in this moment
                 continue
+            told = 0
             self._wait(0.0 if self.follow else step)
             self.told = self.told + 1 if scene[0] == self.moment else 1
             self.moment, self.shown, self.length = scene[0], self._now(), max(self.length, scene[0])
