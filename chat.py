@@ -3199,6 +3199,7 @@ class Player:
 
     def run(self):
         """Play until `stop` is called."""
+        self.shown = self._now()
         while not self.over:
             with contextlib.suppress(Ordered):
                 try:
@@ -3214,7 +3215,7 @@ class Player:
                     self._note(str(error))
 
     def _play(self):
-        self.ended, self.due = False, self._now()
+        self.ended, self.due = False, self.shown  # an order that came to nothing delays nothing
         scenes = self.tape.scenes(self.seat, self.moment, self._wait_for_more if self.follow else None)
         before, told = self.moment if self.moment > self._first() else None, self.told
         for step, scene in cap_silence(between(scenes, self.moment, self.end), self.max_gap, before):
@@ -3297,7 +3298,7 @@ class Player:
     def _take_seat(self, who):
         self.seat = self.tape.find_seat(who) if who else None
         self._measure()
-        self.moment, self.told = min(max(self.moment, self._first()), self.length), 0
+        self.moment, self.told, self.shown = min(max(self.moment, self._first()), self.length), 0, self._now()
         self._note(f"what {who} saw" if who else "what everybody saw")
 
     # --- keys ---
