@@ -3267,8 +3267,14 @@ class Player:
 
     def _jump(self, t, why=""):
         t = min(max(t, self._first()), self.length)
-        self._note(f"{'back' if t < self.moment else 'on'} at {minutes(t)}{why}")
+        self._note(f"{'back' if t < self.position() else 'on'} at {minutes(t)}{why}")
         self.moment, self.told, self.shown, self.ended = t, 0, self._now(), False
+
+    def _skip(self, seconds):
+        before, told = self.moment, self.told
+        self._jump(self.position() + seconds)
+        if seconds > 0 and self.moment == before:
+            self.told = told  # there is nothing further on, and what was shown does not come again
 
     def _jump_to_mark(self, forward):
         here = self.position()
@@ -3327,7 +3333,7 @@ class Player:
 
     def skip(self, seconds):
         """Go so far on, or back if it is less than 0."""
-        self.order(lambda: self._jump(self.position() + seconds))
+        self.order(self._skip, seconds)
 
     def to_mark(self, forward):
         """Go to the next mark or back to the one before."""
