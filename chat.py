@@ -3383,8 +3383,10 @@ class Player:
         here, length = self.position() - self._first(), self.length - self._first()
         head = f"{state}  {minutes(self.position())} / {minutes(self.length)}  {self.speed:g}x "
         tail = (f" as {clean_row(self.viewer)}" if self.viewer else "") + " loop" * self.loop
-        width = max(columns - len(head) - 2 * len(tail) - 2, 0)  # wide letters in the name take twice the room
-        done = round(width * here / length) if length else width
+        head = head[:max(columns - 1, 0)]
+        tail = tail[:max(columns - len(head) - 1, 0) // 2]  # wide letters in the name take twice the room
+        width = max(columns - len(head) - 2 * len(tail) - 2, 0)
+        done = min(max(round(width * here / length), 0), width) if length else width
         return f"{head}{'━' * done}{'─' * (width - done)}{tail}"
 
 
