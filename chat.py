@@ -3258,6 +3258,7 @@ class Player:
         with self.news:
             while not self.orders and not self.over and not self.loop:
                 self.news.wait(TICK_SECONDS)
+            self.stepping = False  # there was nothing to show
         if self.loop:
             self._wait(self.max_gap or SKIP_SECONDS)
             self._jump(self.start)
