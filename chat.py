@@ -3279,7 +3279,8 @@ class Player:
 
     def _jump_to_mark(self, forward):
         here = self.position()
-        marks = [mark for mark in self.tape.index().marks if (mark[0] > here if forward else mark[0] < here - 1.0)]
+        marks = [mark for mark in self.tape.index().marks if self._first() <= mark[0] <= self.length
+                 and (mark[0] > here if forward else mark[0] < here - 1.0)]
         if not marks:
             raise ChatError(f"there is no mark {'after' if forward else 'before'} this")
         self._jump(marks[0 if forward else -1][0])
