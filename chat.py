@@ -3343,7 +3343,8 @@ class Player:
 
     def change_speed(self, factor):
         """Play so many times as fast, within limits; 0 is the speed of life."""
-        self._set(speed=min(max(self.speed * factor, SPEEDS[0]), SPEEDS[1]) if factor else 1.0)
+        slowest, fastest = min(SPEEDS[0], self.speed), max(SPEEDS[1], self.speed)  # --speed may be beyond
+        self._set(speed=min(max(self.speed * factor, slowest), fastest) if factor else 1.0)
 
     def find(self):
         """Ask for a text, and go to where it is next."""
