@@ -3472,6 +3472,7 @@ def replay(path, who=None, start=None, end=None, speed=1.0, max_gap=2.0, instant
             out.flush()
             if instant or not loop:
                 return
+            list(pace([(max_gap or SKIP_SECONDS, None)], speed))  # or a file of one moment would be a flood
 
 
 # === report =======================================================================================
