@@ -3775,7 +3775,7 @@ def list_recordings(folder):
     with contextlib.suppress(OSError):
         for name in os.listdir(folder):
             path = os.path.join(folder, name)
-            if name.endswith(".jsonl"):
+            if name.endswith(".jsonl") and os.path.isfile(path):  # a pipe would have to be waited for
                 with contextlib.suppress(OSError, ChatError), open(path, "rb") as file:
                     found.append((*_describe_recording(Tape(file)), path))
     return [(path, label) for start, label, path in sorted(found, reverse=True) if label]
