@@ -2862,6 +2862,8 @@ def seen(events, seat=None, viewer=None, own=None):
         if seat and word != "session":
             if n < seat.first if word else own != seat.n and ("re" in event or event["t"] < seat.t):
                 continue
+        if seat and word == "join" and n > since and event["who"] == viewer:
+            return  # the name was free again, so they had left, which is missing here
         if event["t"] > moment:
             moment = event["t"]
         yield moment, viewer, event
@@ -3053,6 +3055,8 @@ class Tape:
                 own.append(event["n"] + 1)
                 names.update(dict.fromkeys(event["people"]))
             elif word == "join":
+                if event["who"] in here:
+                    here[event["who"]].last = event["n"] - 1  # their leave is missing
                 here[event["who"]] = Seat(event)
                 seats.append(here[event["who"]])
             elif word == "nick" and event["who"] in here:
