@@ -2975,7 +2975,7 @@ class Tape:
 
     def __init__(self, file):
         self.file = file if file.seekable() else io.BytesIO(file.read())
-        self.begin = 3 if _read_line(self.file).startswith(b"\xef\xbb\xbf") else 0  # after an editor's mark
+        self.begin = 3 if self.file.read(3) == b"\xef\xbb\xbf" else 0  # after an editor's mark
         self.change = lambda event: event  # what is done to each event, such as replacing names
         self.known, self.indexed = None, 0  # the index, and of how many bytes
         self.viewer = self.session = None  # whose own recording it is
@@ -2992,8 +2992,7 @@ class Tape:
         """Yield the events from this byte on; `wait` is called at the end of the file, where more will come."""
         self.file.seek(max(offset, self.begin))  # not before somebody wants the first: others read this file too
         file = Growing(self.file, wait) if wait else self.file
-        for event in read_session(file, offset > self.begin, bool(self.viewer)):
-            yield self.change(event)
+        yield from map(self.change, read_session(file, offset > self.begin, bool(self.viewer)))
 
     def find(self, field, value):
         """(where the event before it begins, event) of the first event whose t or n is so high, or None."""
@@ -3073,13 +3072,13 @@ class Tape:
         return Index(seats, marks, list(names), own)
 
     def find_seat(self, who):
-        """The seat of this number, or the first of somebody of this name."""
-        seats = self.index().seats
+        """The seat of this number, or the first of somebody of this name, even if names are replaced."""
+        seats, name = self.index().seats, self.change({"who": who})["who"]
         for seat in seats:
             if str(seat.n) == who:
                 return seat
         for seat in seats:
-            if name_key(who) in [name_key(name) for n, name in seat.names]:
+            if name_key(name) in [name_key(name) for n, name in seat.names]:
                 return seat
         there = ", ".join(f"{clean_row(seat.names[0][1])} ({seat.n})" for seat in seats[:LISTED_SEATS])
         raise ChatError(f"nobody called {clean_row(who)} is in this recording"
@@ -3124,17 +3123,19 @@ Index = collections.namedtuple("Index", "seats marks names own")
 
 
 @contextlib.contextmanager
-def open_tape(path):
+def open_tape(path, redacted=False):
     """The Tape of a session file, or of a sample that comes with this program, by its name."""
     sample = SAMPLES.get(path) if not os.path.isfile(path) else None
-    try:
-        file = io.BytesIO(shipped(sample[0])) if sample else open(path, "rb")
-    except OSError as error:
-        raise ChatError(f"cannot read {path}: {error.strerror}") from None
-    with file:
-        tape = Tape(file)
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(io.BytesIO(shipped(sample[0])) if sample else open(path, "rb"))
+            tape = Tape(file)
+        except OSError as error:
+            raise ChatError(f"cannot read {path}: {error.strerror}") from None
         if not tape.session:
             raise ChatError(f"{path} is not a recorded session")
+        if redacted:
+            tape.replace_names()
         yield tape
 
 
@@ -3452,9 +3453,9 @@ PLAYER_BAR = " space pause  . next  ←→ 5 s  + - speed  / find  g time  a sea
 
 
 def replay(path, who=None, start=None, end=None, speed=1.0, max_gap=2.0, instant=False, follow=False, loop=False,
-           times=TIMES[0], out=None):
+           times=TIMES[0], redacted=False, out=None):
     """Show a recorded session as it happened: on a terminal with keys, else as plain lines."""
-    with open_tape(path) as tape:
+    with open_tape(path, redacted) as tape:
         seat = tape.find_seat(who) if who else None
         if not (instant or out) and is_terminal(sys.stdin, sys.stdout):
             if play(tape, seat=seat, start=start, end=end, speed=speed, max_gap=max_gap, follow=follow, loop=loop,
@@ -3707,9 +3708,7 @@ def take_stock(events):
 def write_report(path, folder, language="en", redacted=False):
     """Make a folder with a report that only lacks its conclusions, and the pictures in it."""
     words, body = _report_texts(language)
-    with open_tape(path) as tape:
-        if redacted:
-            tape.replace_names()
+    with open_tape(path, redacted) as tape:
         people, said, course, last = take_stock(tape.events())
         file = os.path.join(folder, "report.md")
         make_folder(file)
@@ -3814,12 +3813,8 @@ def print_recordings(folder=None):
 
 def export(path, kind, target, who=None, start=None, end=None, max_gap=2.0, redacted=False):
     """Write a recorded session in another form into a file, or to stdout without one."""
-    with open_tape(path) as tape:
+    with open_tape(path, redacted) as tape:
         seat = tape.find_seat(who) if who else None
-        if redacted:
-            number = seat and seat.n
-            tape.replace_names()
-            seat = tape.find_seat(str(number)) if seat else None
         if target and os.path.exists(target) and os.path.exists(path) and os.path.samefile(target, path):
             raise ChatError(f"{target} is the recording itself; choose another name")
         scenes = between(tape.scenes(seat, start or 0.0), start or 0.0, end)
@@ -4048,7 +4043,7 @@ def _add_replay(commands):
     parser.add_argument("--follow", action="store_true", help="go on while the file grows")
     parser.add_argument("--loop", action="store_true", help="begin again at the end")
     parser.add_argument("--times", choices=TIMES, default=TIMES[0], help="how the time of a line is shown")
-    parser.add_argument("--redact", action="store_true", help="other names in what is made, in texts too")
+    parser.add_argument("--redact", action="store_true", help="other names for everybody, in texts too")
     outputs = parser.add_mutually_exclusive_group()
     for kind, words in (("html", "one page that plays it in a browser"), ("svg", "a picture of the window at the end"),
                         ("cast", "for players of recorded terminals"), ("txt", "plain text")):
@@ -4086,6 +4081,9 @@ def _run_replay(options):
         return print_recordings(options.file)
     if not options.file:
         options.parser.error("which FILE? --list lists what there is, demo is a sample")
+    if options.redact:
+        print("(other names stand for all names, but inflected and short forms of names remain: look for them)",
+              file=sys.stderr)
     kinds = [kind for kind in EXPORTS if getattr(options, kind) is not None]
     for kind in kinds:
         target = getattr(options, kind)
@@ -4096,7 +4094,7 @@ def _run_replay(options):
     if options.report:
         return print(write_report(options.file, options.report, options.lang, options.redact))
     return replay(options.file, options.who, options.start, options.end, options.speed, options.max_gap,
-                  options.instant, options.follow, options.loop, options.times)
+                  options.instant, options.follow, options.loop, options.times, options.redact)
 
 
 def main(argv=None):

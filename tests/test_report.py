@@ -110,6 +110,15 @@ def test_other_names_stand_for_all_names_in_everything_that_is_made(tmp_path):
         assert not re.search(r"\b(ann|zoe|боря)\b", text, re.IGNORECASE), text
 
 
+def test_a_person_is_still_found_by_their_name_where_another_stands_for_it(tmp_path):
+    text = made("demo", "txt", "--as", "Гриша", "--redact")
+    assert "гриша" not in text and text.count("joined") == 4
+    done = subprocess.run([*CHAT, "replay", "demo", "--instant", "--redact"], stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, check=True)
+    assert "аня" not in done.stdout.decode()
+    assert b"inflected and short forms of names remain" in done.stderr
+
+
 # --- the cast ---
 
 
