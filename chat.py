@@ -759,18 +759,18 @@ def read_session(file, inside=False, private=False):
     for number, line in read_lines(file):
         if number == 1 and line and line.startswith(b"\xef\xbb\xbf"):
             line = line[3:]
-        if line is not None and not line.strip():
-            continue
         event = event_of(line)
         if not event:
-            yield remark(t, f"{'a line' if inside else f'line {number}'} is damaged and was passed over")
-            expected = None if expected is None else expected + 1
+            if line is None or line.strip():
+                yield remark(t, f"{'a line' if inside else f'line {number}'} is damaged and was passed over")
+                expected = None if expected is None else expected + 1
             continue
-        if event.get("ev") == "session":
+        word, n, t = event.get("ev"), event.get("n"), max(t, event["t"])
+        if word == "session":
             check_version(event)
-        private = private or event.get("re") == "welcome"  # what a person was not given is not missing
-        n, t = event.get("n"), max(t, event["t"])
-        if "ev" in event and type(n) is int:
+        elif not word and event.get("re") == "welcome":
+            private = True  # what a person was not given is not missing
+        if word and type(n) is int:
             if expected is not None and n > expected and not private:
                 missing = n - expected
                 yield remark(t, f"{missing:,} {'line was' if missing == 1 else 'lines were'} not recorded here")
@@ -3509,18 +3509,23 @@ _page_fields = {"ev": EVENTS, "re": REPLIES, "here": {"remark": {"t": SECONDS, "
 
 def write_page(tape, scenes, out, seat, max_gap):
     """Write the page that plays these scenes in a browser, without a network and without this program."""
+    out.writelines(page_parts((event for moment, viewer, event in scenes), tape.session["room"]))
+
+
+def page_parts(events, title):
+    """Yield the text of the page that plays these events, part by part."""
     # Its security policy names the page's own script and style by their hashes: whatever somebody said, a
     # browser runs nothing else.
     page = shipped("player.html").decode().replace("\r\n", "\n")  # as a browser reads it, too
     head, tail = page.split("%EVENTS%")
     for tag in ("script", "style"):
         head = head.replace(f"%{tag.upper()}_HASH%", _hash_of(tag, page))
-    out.write(head.replace("%TITLE%", escape(clean_row(tape.session["room"]))))
-    out.write(_page_line({"here": "page", "renderings": RENDERINGS, "left": LEFT}))
-    for moment, viewer, event in scenes:
+    yield head.replace("%TITLE%", escape(clean_row(title)))
+    yield _page_line({"here": "page", "renderings": RENDERINGS, "left": LEFT})
+    for event in events:
         if event.get("re") != "pong":  # which nobody is shown
-            out.write(_page_line(_page_event(event)))
-    out.write(tail)
+            yield _page_line(_page_event(event))
+    yield tail
 
 
 def _hash_of(tag, page):
