@@ -72,8 +72,13 @@ def talk(folder):
         console.see_prompt(">")
         menu = open_terminal(rows=12)
         menu.see("6. quit")
+        player = open_terminal("replay", "demo-en", "--as", "bob", "--speed", "8")
+        player.see("hello is 5")
+        player.type(" ")
+        player.see("^paused ")
         return {"talk.svg": (people["ann"].screen, "ann"), "console.svg": (console.screen, "the server"),
-                "menu.svg": (menu.screen, "python3 chat.pyz")}
+                "menu.svg": (menu.screen, "python3 chat.pyz"),
+                "player.svg": (player.screen, "python3 chat.pyz replay demo-en --as bob")}
     finally:
         for one in opened:
             one.close()
