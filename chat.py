@@ -3102,7 +3102,8 @@ class Tape:
             n = event["n"] if event else 1 << 53
             if seat and seat.last is not None and n > seat.last:
                 return iter(())
-            person = seat or next((seat for seat in self.index().seats if seat.n in own), None)
+            # Without `own` the index is not asked for: it takes seconds of a long file.
+            person = seat or own and next((seat for seat in self.index().seats if seat.n in own), None)
             scenes = seen(self.events(where, wait), seat, person.name_at(n - 1) if person else self.viewer, *own)
         return itertools.dropwhile(lambda scene: scene[0] < t, scenes)
 

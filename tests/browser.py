@@ -144,12 +144,13 @@ class Browser:
         while not self.run(asked):
             assert time.monotonic() < until, f"it never came to pass that {condition}"
 
-    def press(self, key):
-        """Press one key: a character, or one of those in KEYS."""
-        code = KEYS.get(key) or ord(key.upper())
+    def press(self, key, place=""):
+        """Press one key: a character, or one of those in KEYS; its place is such as "KeyG"."""
+        number = KEYS.get(key) or ord(key.upper())
         text = {} if key in KEYS and key != "Enter" else {"text": "\r" if key == "Enter" else key}
-        self.call("Input.dispatchKeyEvent", type="keyDown", key=key, windowsVirtualKeyCode=code, **text)
-        self.call("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
+        about = {"key": key, "code": place, "windowsVirtualKeyCode": number}
+        self.call("Input.dispatchKeyEvent", type="keyDown", **about, **text)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **about)
 
     def type(self, text):
         """Put this text in where the caret is."""
