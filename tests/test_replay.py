@@ -2,15 +2,22 @@
 import contextlib
 import functools
 import io
+import itertools
+import json
 import os
+import random
 import re
+import signal
 import subprocess
 import sys
 import threading
+import unicodedata
 
 import pytest
 
 import chat
+import helpers
+from helpers import Wire
 
 CHAT = [sys.executable, chat.__file__]
 SESSION = {"ev": "session", "n": 0, "t": 0.0, "v": 1, "id": "s1", "start": "2026-11-20T12:00:00.000+03:00",
@@ -33,7 +40,7 @@ SHOWN = """\
 
 
 def put(path, events):
-    path.write_bytes(b"".join(map(chat.encode, events)))
+    path.write_bytes(data(events))
     return path
 
 
@@ -90,6 +97,169 @@ def times_of(timed, speed=1.0, printing=0.0):
         found.append(clock.passed)
         clock.now += printing
     return found
+
+
+# --- what one person saw ---
+
+
+def join(n, who, first=0, **more):
+    return {"ev": "join", "n": n, "t": float(n), "who": who, "from": first, **more}
+
+
+def say(n, who="ann", text="hi", **more):
+    return {"ev": "say", "n": n, "t": float(n), "who": who, "text": text, **more}
+
+
+def nick(n, who, name, **more):
+    return {"ev": "nick", "n": n, "t": float(n), "who": who, "name": name, **more}
+
+
+def leave(n, who, why="left", **more):
+    return {"ev": "leave", "n": n, "t": float(n), "who": who, "why": why, **more}
+
+
+def mark(n, text="part"):
+    return {"ev": "mark", "n": n, "t": float(n), "text": text}
+
+
+def end(n):
+    return {"ev": "end", "n": n, "t": float(n)}
+
+
+def welcome(n, you, *people):
+    return {"re": "welcome", "t": n + 1.0, "you": you, "n": n, "people": [*people, you]}
+
+
+def tell(t, who, to):
+    return {"re": "tell", "t": float(t), "who": who, "to": to, "text": "psst"}
+
+
+def data(events):
+    return b"".join(map(chat.encode, events))
+
+
+def tape_of(events):
+    return chat.Tape(io.BytesIO(events if type(events) is bytes else data(events)))
+
+
+def short(event):
+    """An event in short: its n, or what else it is."""
+    return event.get("n") if "ev" in event else event.get("re", "here")
+
+
+def seen_by(events, n=None):
+    """What the person saw whose join was n, or everybody: (name, event in short) of each scene."""
+    tape = tape_of(events)
+    seat = tape.find_seat(str(n)) if n else None
+    seen = list(chat.seen(tape.events(), seat))
+    if not tape.viewer:
+        assert list(tape.scenes(seat)) == seen, "the tape goes to the beginning of a seat at once"
+    return [(viewer, short(event)) for moment, viewer, event in seen]
+
+
+def numbers_seen(events, n=None):
+    return [number for viewer, number in seen_by(events, n)]
+
+
+@pytest.mark.parametrize("events, n, seen", [
+    ([join(1, "ann"), say(2), join(3, "bob", 2), say(4), leave(5, "bob"), say(6)], 3, [0, 2, 3, 4, 5]),
+    ([join(1, "ann"), say(2), join(3, "bob", 3), say(4), say(5)], 3, [0, 3, 4, 5]),
+    ([join(1, "bob", 1), say(2), end(3)], 1, [0, 1, 2, 3]),
+    ([join(1, "ann"), join(2, "bob"), leave(3, "ann"), leave(4, "bob")], 1, [0, 1, 2, 3]),
+    ([join(1, "bob"), nick(2, "bob", "rob"), join(3, "bob"), leave(4, "bob"), say(5), leave(6, "rob"),
+      say(7)], 1, [0, 1, 2, 3, 4, 5, 6]),
+    ([join(1, "ann"), nick(2, "ann", "bob"), nick(3, "bob", "ann"), leave(4, "bob"), leave(5, "ann"),
+      say(6)], 1, [0, 1, 2, 3, 4, 5]),
+    ([join(1, "bob"), nick(2, "bob", "rob"), join(3, "bob", 1), nick(4, "rob", "eve"), leave(5, "eve"),
+      leave(6, "bob"), say(7)], 3, [0, 1, 2, 3, 4, 5, 6]),
+    ([join(1, "bob"), leave(2, "bob"), join(3, "bob", 1), say(4), leave(5, "bob", "lost"), say(6)], 3,
+     [0, 1, 2, 3, 4, 5]),
+    ([join(1, "bob"), leave(2, "bob"), join(3, "bob", 1), say(4)], 1, [0, 1, 2]),
+    ([join(1, "bob"), say(2), end(3), join(4, "eve"), leave(5, "bob")], 1, [0, 1, 2, 3]),
+    ([join(1, "bob"), end(2), join(3, "bob", 1), say(4)], 3, [0, 1, 2, 3, 4]),
+    ([join(1, "bob"), leave(2, "bob", "lost"), say(3)], 1, [0, 1, 2]),
+    ([join(1, "bob"), say(3), join(5, "bob", 3), leave(6, "bob")], 1, [0, 1, "here", 3, "here"]),
+    ([join(1, "bob"), say(3), join(5, "bob", 3), leave(6, "bob")], 5, [0, 3, "here", 5, 6]),
+    ([join(1, "bob"), {"ev": "poll", "t": 1.5}, {"ev": "poll", "n": "?", "t": 1.5}, say(2)], 1,
+     [0, 1, None, "?", 2]),
+], ids=["history and own leave", "no history", "the end", "others leave", "another of the old name",
+        "to and fro", "former owner is renamed", "former owner left", "the former owner",
+        "ended in the middle", "came back after the end", "lost", "a leave is missing",
+        "the next after a missing leave", "unknown events"])
+def test_a_seat_is_given_its_history_and_all_until_it_is_left(events, n, seen):
+    assert numbers_seen([SESSION, *events], n) == seen
+
+
+def test_everybody_together_saw_everything_and_have_no_name():
+    events = [SESSION, join(1, "ann"), leave(2, "ann"), end(3), join(4, "ann")]
+    assert seen_by(events) == [(None, 0), (None, 1), (None, 2), (None, 3), (None, 4)]
+
+
+def test_the_viewer_has_the_name_of_that_moment():
+    events = [SESSION, join(1, "ann"), join(2, "bob"), nick(3, "bob", "rob"), nick(4, "ann", "bob"), say(5),
+              nick(6, "rob", "eve"), leave(7, "eve")]
+    assert [viewer for viewer, n in seen_by(events, 2)] == ["bob"] * 4 + ["rob"] * 3 + ["eve"]
+
+
+def test_a_name_in_the_history_is_somebody_elses():
+    events = [SESSION, join(1, "bob"), nick(2, "bob", "rob"), join(3, "bob", 1), say(4)]
+    assert {viewer for viewer, n in seen_by(events, 3)} == {"bob"}
+
+
+def test_all_history_comes_at_the_moment_of_joining():
+    events = [SESSION, join(1, "ann"), say(2), join(9, "bob", 1), say(10)]
+    moments = [moment for moment, viewer, event in tape_of(events).scenes(tape_of(events).find_seat("bob"))]
+    assert moments[:4] == [9.0] * 4 and moments[-1] == 10.0
+
+
+MINE = [welcome(2, "bob", "ann"), SESSION, join(1, "ann"), say(2), join(3, "bob", 0), tell(3.5, "ann", "bob"),
+        say(4), nick(5, "bob", "rob"), {"re": "who", "t": 5.0, "people": ["ann", "rob"]},
+        {"re": "error", "t": 5.0, "code": "nobody", "text": "no"}, join(7, "eve", 2), say(8)]
+REJOINED = [*MINE, welcome(12, "rob", "ann"), say(10), leave(11, "rob", "lost"), say(12),
+            join(13, "rob", 9), say(14), tell(15, "ann", "rob")]
+
+
+def test_ones_own_recording_is_seen_whole_and_under_ones_own_names():
+    seen = seen_by(MINE)
+    assert [number for name, number in seen] == ["welcome", 0, 1, 2, 3, "tell", 4, 5, "who", "error", 7, 8]
+    assert [name for name, number in seen] == ["bob"] * 8 + ["rob"] * 4
+
+
+def test_ones_own_seat_in_ones_own_recording_is_the_same():
+    assert seen_by(MINE, 3) == seen_by(MINE)
+
+
+def test_somebody_elses_seat_in_ones_own_recording_has_no_private_lines():
+    assert numbers_seen(MINE, 1) == [0, 1, 2, 3, 4, 5, 7, 8]
+    assert numbers_seen(MINE, 7) == [0, 2, 3, 4, 5, 7, 8]
+
+
+def test_a_second_welcome_begins_a_second_seat():
+    assert numbers_seen(REJOINED)[-7:] == ["welcome", 10, 11, 12, 13, 14, "tell"]
+    assert numbers_seen(REJOINED, 3) == [*numbers_seen(MINE), 10, 11]
+    assert numbers_seen(REJOINED, 13) == [0, "welcome", 10, 11, 12, 13, 14, "tell"]
+    assert [name for name, number in seen_by(REJOINED)][-7:] == ["rob"] * 7
+
+
+def test_what_is_said_before_the_second_welcome_comes_with_it():
+    moments = [moment for moment, viewer, event in tape_of(REJOINED).scenes()]
+    assert moments[-7:] == [13.0] * 5 + [14.0, 15.0]
+
+
+# --- from and to ---
+
+
+@pytest.mark.parametrize("start, end, left", [
+    (0.0, None, [0, 1, 1, 3, 7]), (1.0, None, [1, 1, 3, 7]), (1.5, 3.0, [3]), (0.0, 2.9, [0, 1, 1]),
+    (7.1, None, []), (0.0, 0.0, [0]), (5.0, 2.0, []), (7.0, 1e11, [7])], ids=str)
+def test_scenes_can_be_taken_from_one_moment_to_another(start, end, left):
+    assert [moment for moment, viewer, event in chat.between(at(0.0, 1.0, 1.0, 3.0, 7.0), start, end)] == left
+
+
+def test_nothing_is_read_beyond_the_last_moment():
+    scenes = iter(at(0.0, 1.0, 5.0, 6.0))
+    assert len(list(chat.between(scenes, 0.0, 1.0))) == 2
+    assert next(scenes)[0] == 6.0
 
 
 # --- silence ---
@@ -190,7 +360,466 @@ def test_a_wait_longer_than_any_system_can_sleep_is_no_error(step, speed):
     assert clock.slept
 
 
-# --- the player ---
+# --- rows ---
+
+
+def test_what_a_seat_was_told_of_before_is_dim():
+    events = [SESSION, join(1, "ann"), say(2), join(3, "bob", 1), say(4)]
+    tape = tape_of(events)
+    seat = tape.find_seat("bob")
+    rows = chat.rows_of(tape.scenes(seat), tape.session, seat)
+    dim = [all(style == "history" for style, text in pieces) for pieces in rows]
+    assert dim == [False, True, True, False, False]
+
+
+# --- other names ---
+
+
+def replaced(text, *names):
+    return chat.replacer(names)({**say(1), "text": text})["text"]
+
+
+@pytest.mark.parametrize("text, redacted", [
+    ("bob", "person1"),
+    ("Bob, BOB and bOb", "person1, person1 and person1"),
+    ("bobby kebob bob2", "bobby kebob bob2"),
+    ("bob-2 and bob", "person2 and person1"),
+    ("so...bob! (bob) @bob: bob's", "so...person1! (person1) @person1: person1's"),
+    ("_bob_ -bob", "_person1_ -person1"),
+    ("bob.", "person1."),
+    ("a.b axb a.bc", "person3 axb a.bc"),
+    ("юля Юля ЮЛЯ юлян", "person4 person4 person4 юлян"),
+    ("ALİ alı ali", "person5 person5 person5"),
+    ("jürgen J\u0308 JÜRGEN ju\u0308rgen", "person6 J\u0308 person6 person6"),
+    ("strasse STRASSE straße", "person7 person7 person7"),
+    ("b\u200bob\u202e", "person1"),
+    ("李雷 said 李雷雷", "person8 said 李雷雷"),
+    ("stranger", "stranger"),
+    ("x\nbob\ny", "x\nperson1\ny"),
+])
+def test_names_in_texts_are_replaced_as_whole_words(text, redacted):
+    assert replaced(text, "bob", "bob-2", "a.b", "юля", "Ali", "Jürgen", "Straße", "李雷") == redacted
+
+
+@pytest.mark.parametrize("name", list(".*+?^$()[]{}|\\") + ["a|b", "(?i)", "[a-z]x", "\\d1", "x)"], ids=ascii)
+def test_no_character_in_a_name_is_taken_for_a_pattern(name):
+    assert replaced(f"abc {name} 123", name, "eve") in (f"abc {name} 123", "abc person1 123")
+    assert replaced("eve 42", name, "eve").endswith(" 42")
+
+
+@pytest.mark.parametrize("names", [[], [""], [" "], ["", "\n", "\u200b", "-"]], ids=ascii)
+def test_without_names_nothing_is_replaced(names):
+    assert replaced("to be - or not", *names) == "to be - or not"
+
+
+@pytest.mark.parametrize("event, redacted", [
+    (join(1, "bob"), join(1, "person1")),
+    (nick(1, "bob", "eve"), nick(1, "person1", "person2")),
+    (leave(1, "bob", "kicked", text="no more, Bob"), leave(1, "person1", "kicked", text="no more, person1")),
+    (mark(1, "bob speaks"), mark(1, "person1 speaks")),
+    ({"ev": "notice", "n": 1, "t": 1.0, "text": "bob and eve"}, {"ev": "notice", "n": 1, "t": 1.0,
+                                                                "text": "person1 and person2"}),
+    (tell(1, "bob", "eve"), tell(1, "person1", "person2")),
+    (welcome(1, "bob", "eve"), welcome(1, "person1", "person2")),
+    ({"re": "error", "t": 1.0, "code": "bob", "text": "bob is taken", "name": "bob"},
+     {"re": "error", "t": 1.0, "code": "bob", "text": "person1 is taken", "name": "person1"}),
+    ({**SESSION, "room": "bob's lab"}, {**SESSION, "room": "person1's lab"}),
+    ({"ev": "poll", "t": 1.0, "votes": {"bob": [1, "eve", None, {"eve": True}]}},
+     {"ev": "poll", "t": 1.0, "votes": {"person1": [1, "person2", None, {"person2": True}]}}),
+], ids=lambda event: event.get("ev", event.get("re")))
+def test_names_are_replaced_wherever_they_stand(event, redacted):
+    assert chat.replacer(["bob", "eve"])(event) == redacted
+
+
+@pytest.mark.parametrize("name", ["say", "leave", "left", "ev", "who", "text"])
+def test_no_name_changes_what_a_line_is(name):
+    event = leave(1, name, text="bye")
+    assert chat.replacer([name])(event) == {**event, "who": "person1"}
+
+
+def test_the_same_name_in_capitals_is_the_same_person():
+    replace = chat.replacer(["bob", "eve"])
+    assert replace(say(1, "BOB"))["who"] == replace(say(2, "bob"))["who"] == "person1"
+
+
+NAMES = ["Юля", "bob", "Ali", "a-b", "Jürgen"]
+NAMED = [{**SESSION, "room": "bob and Юля"}, join(1, "Юля"), join(2, "bob"),
+         say(3, "bob", "Юля, привет... юля!"), say(4, "Ali", "my join is damaged; ALİ"),
+         nick(5, "Юля", "a-b"), say(6, "a-b", "_bob_ A-B Ju\u0308rgen"),
+         join(7, "Jürgen", 3), mark(8, "part of BOB"), leave(9, "bob", "kicked", text="bob talks"),
+         say(10, "server", "late?"), {"ev": "poll", "n": 11, "t": 11.0, "votes": {"bob": ["a-b"]}}, end(12)]
+
+
+def names_in(text):
+    text = unicodedata.normalize("NFC", text)
+    return [name for name in NAMES if re.search(rf"(?<![^\W_]){name}(?![^\W_])", text, re.IGNORECASE)]
+
+
+@pytest.mark.parametrize("options", [["--txt"], ["--cast"], ["--svg"], ["--txt", "--as", "Юля"],
+                                     ["--svg", "--as", "2"]], ids=" ".join)
+def test_no_name_remains_in_what_is_redacted(tmp_path, capsys, options):
+    assert command(put(tmp_path / "lab.jsonl", NAMED), *options, "--redact") == 0
+    out = capsys.readouterr().out
+    assert names_in(out) == [] and "person1" in out
+
+
+def test_no_name_remains_in_a_redacted_report(tmp_path, capsys):
+    assert command(put(tmp_path / "lab.jsonl", NAMED), "--report", tmp_path / "report", "--redact") == 0
+    texts = {file.name: file.read_text("utf-8") for file in (tmp_path / "report").iterdir()}
+    assert len(texts) > 1
+    assert {file: names_in(text) for file, text in texts.items()} == dict.fromkeys(texts, [])
+
+
+def test_the_server_keeps_its_name(tmp_path, capsys):
+    assert command(put(tmp_path / "lab.jsonl", NAMED), "--txt", "--redact") == 0
+    assert "12:00 server: late?" in capsys.readouterr().out
+
+
+# --- a file that grows ---
+
+
+class Writer:
+    """A file that somebody writes into, one part at each wait; when nothing is left, the wait ends it all."""
+
+    def __init__(self, path, *parts):
+        path.write_bytes(b"")
+        self.file, self.parts, self.waits = path.open("ab", buffering=0), list(parts), 0
+
+    def wait(self, seconds):
+        self.waits += 1
+        if not self.parts:
+            raise KeyboardInterrupt
+        self.file.write(self.parts.pop(0))
+
+
+def followed(path, *parts):
+    """The lines that a reader gets of a file that is written in these parts."""
+    writer, lines = Writer(path, *parts), []
+    with path.open("rb") as file, writer.file, contextlib.suppress(KeyboardInterrupt):
+        growing = chat.Growing(file, writer.wait)
+        while True:
+            lines.append(growing.readline(100))
+    return lines
+
+
+@pytest.mark.parametrize("parts, lines", [
+    ([b"one\n", b"two\n"], [b"one\n", b"two\n"]),
+    ([b"one\ntwo\nth", b"ree\n"], [b"one\n", b"two\n", b"three\n"]),
+    ([b"o", b"n", b"", b"e", b"\n"], [b"one\n"]),
+    ([b"\n", b"\n\n"], [b"\n", b"\n", b"\n"]),
+    ([b"half"], []),
+    ([], []),
+    (["ю".encode()[:1], "ю".encode()[1:] + b"\n"], ["ю\n".encode()]),
+    ([b"x" * 60, b"x" * 60], [b"x" * 100]),
+], ids=str)
+def test_a_file_that_grows_is_read_in_whole_lines(tmp_path, parts, lines):
+    assert followed(tmp_path / "lab.jsonl", *parts) == lines
+
+
+def test_nothing_is_waited_for_while_there_are_lines(tmp_path):
+    writer = Writer(tmp_path / "lab.jsonl", b"more\n")
+    writer.file.write(b"one\ntwo\n")
+    with writer.file, (tmp_path / "lab.jsonl").open("rb") as file:
+        growing = chat.Growing(file, writer.wait)
+        assert [growing.readline(100), growing.readline(100), writer.waits] == [b"one\n", b"two\n", 0]
+        assert [growing.readline(100), writer.waits] == [b"more\n", 1]
+
+
+def test_a_session_that_grows_is_followed(tmp_path):
+    first, rest = data(EVENTS[:2]), data(EVENTS[2:])
+    writer = Writer(tmp_path / "lab.jsonl", rest[:9], rest[9:-1], b"\n")
+    writer.file.write(first)
+    with writer.file, (tmp_path / "lab.jsonl").open("rb") as file:
+        scenes = chat.Tape(file).scenes(wait=writer.wait)
+        assert [next(scenes)[2] for _ in EVENTS] == EVENTS
+        with pytest.raises(KeyboardInterrupt):
+            next(scenes)
+
+
+def test_who_came_since_is_known_when_the_file_has_grown(tmp_path):
+    path = put(tmp_path / "lab.jsonl", [SESSION, join(1, "ann")])
+    with path.open("rb") as file, path.open("ab", buffering=0) as more:
+        tape = chat.Tape(file)
+        assert tape.index().names == ["ann"]
+        more.write(data([join(2, "bob"), mark(3)]))
+        assert tape.index().names == ["ann", "bob"] and tape.index().marks == [(3.0, "part")]
+        assert tape.find_seat("bob").n == 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs the signals of Unix")
+@pytest.mark.parametrize("options", [[], ["--instant"]], ids=str)
+def test_a_piped_replay_follows_a_file_line_by_line(recorded, options):
+    playing = subprocess.Popen([*CHAT, "replay", str(recorded), "--follow", *options], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, encoding="utf-8", env=environment())
+    out, complaint = helpers.Output(playing.stdout), helpers.Output(playing.stderr)
+    try:
+        out.expect("the room is closed")
+        with recorded.open("ab") as more:
+            more.write(data([join(5, "eve")])[:-5])
+            more.flush()
+            more.write(data([join(5, "eve")])[-5:])
+        out.expect("12:00 -- eve joined")
+        playing.send_signal(signal.SIGINT)
+        assert (playing.wait(helpers.SECONDS), complaint.text()) == (0, "")
+    finally:
+        playing.kill()
+        playing.wait()
+        out.text(), complaint.text()
+        playing.stdout.close()
+        playing.stderr.close()
+
+
+# --- a recording that can be entered anywhere ---
+
+
+def random_file(seed):
+    """A file of events whose times do not fall, and whatever else may be in it; as a list of lines."""
+    chance = random.Random(seed)
+    ending, t, lines = chance.choice([b"\n", b"\r\n"]), 0.0, [data([SESSION])[:-1]]
+    for n in range(1, chance.choice([1, 2, 5, 60])):
+        t += chance.choice([0, 0, 0.5, 3])
+        lines += chance.choice([[], [], [], [b"garbage"], [b""], [b'{"re":"pong","t":0.0}'], [b"x" * 299],
+                                [b"x" * 301], [b"x" * 1500], [b"x" * 299 + data([say(3)])[:-1]],
+                                [b'{"ev":"poll","t":%.3f}' % t]])
+        lines.append(data([{**say(n), "t": t, "text": "x" * chance.choice([0, 1, 100])}])[:-1])
+    lines = [line + ending for line in lines]
+    if chance.random() < 0.3:
+        lines[0] = b"\xef\xbb\xbf" + lines[0]
+    return lines + [b"", b'{"torn', data([say(99, t=t + 1)])[:-1]][seed % 3:seed % 3 + 1]
+
+
+def found_by_reading(lines, field, value):
+    """(the event before, event) of the first whose t or n is so high, found by reading all."""
+    before = None
+    for line in lines:
+        whole = line.endswith(b"\n") and len(line) <= 300
+        event = chat.event_of(line.replace(b"\xef\xbb\xbf", b"")) if whole else None
+        if event and "ev" in event and (field == "t" or "n" in event):
+            if event[field] >= value:
+                return before, event
+            before = event
+    return before, None
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_finding_by_halving_finds_what_reading_all_finds(seed, monkeypatch):
+    monkeypatch.setattr(chat, "REPLY_BYTES", 300)
+    lines = random_file(seed)
+    tape = tape_of(b"".join(lines))
+    times = {event["t"] + step for event in tape.events() for step in (-0.25, 0.0, 0.25)}
+    for field, values in (("t", sorted(times) + [1e11]), ("n", range(-1, 70))):
+        for value in values:
+            before, event = found_by_reading(lines, field, value)
+            where, found = tape.find(field, value)
+            assert found == event, (field, value)
+            read = (event for event in tape.events(where) if "ev" in event and field in event)
+            assert next(read, None) == (before or event), "read on from the event before"
+
+
+def test_an_unknown_event_with_a_strange_number_is_not_found_by_it():
+    strange = [{"ev": "poll", "n": n, "t": 1.0} for n in ("x", None, [9], 9.5, True)]
+    tape = tape_of([SESSION, *strange, say(1), say(2)])
+    assert tape.find("n", 2)[1]["n"] == 2
+
+
+@pytest.mark.parametrize("rest, last, whole", [
+    (b"", 2, True),
+    (b'{"ev":"say"', 2, False),
+    (data([say(3)])[:-1], 2, False),
+    (b"\n\r\n\n", 2, True),
+    (b"garbage\n" * 3, 2, True),
+    (b"x" * 200_000 + b"\n", 2, True),
+    (data([say(3, text="x" * 200_000)]), 3, True),
+    (data([say(3)]).replace(b"\n", b"\r\n"), 3, True),
+    (b"\n" * 600_000, 2, True),
+], ids=lambda value: str(value)[:20])
+def test_the_last_event_is_the_last_whole_line_that_makes_sense(rest, last, whole):
+    event, complete = tape_of(data([SESSION, say(1), say(2)]) + rest).last()
+    assert (event["n"], complete) == (last, whole)
+
+
+@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"], ids=["", "BOM"])
+def test_a_session_line_alone_is_the_last_event_too(bom):
+    assert tape_of(bom + data([SESSION])).last() == (SESSION, True)
+
+
+@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"], ids=["", "BOM"])
+def test_the_index_knows_who_was_there_and_the_marks(bom):
+    index = tape_of(bom + data(MINE) + data([mark(9), leave(10, "eve"), end(11)])).index()
+    assert [(seat.n, seat.first, seat.t, seat.names, seat.last) for seat in index.seats] == [
+        (1, 0, 1.0, [(1, "ann")], 11), (3, 0, 3.0, [(3, "bob"), (5, "rob")], 11),
+        (7, 2, 7.0, [(7, "eve")], 10)]
+    assert (index.marks, index.names, index.own) == ([(9.0, "part")], ["ann", "bob", "rob", "eve"], [3])
+
+
+@pytest.mark.parametrize("event", [
+    {"ev": "welcome", "t": 1.0}, {"ev": "poll", "t": 1.0, "re": "welcome"}, {"re": "join", "t": 1.0},
+    {"re": "mark", "t": 1.0}, {"re": "end", "t": 1.0}, {"re": "nick", "t": 1.0, "who": "ann"},
+    {**join(2, "bob"), "to": [1], "name": {}}, {**say(2), "who": "join", "name": [], "to": 7},
+    {"ev": "poll", "t": 1.0, "who": ["tell"], "to": {"a": "tell"}, "name": "tell"}, {**end(2), "who": [1]},
+    {**leave(2, "eve"), "name": [1]}, {"ev": "", "t": 1.0, "re": "welcome"}], ids=str)
+def test_no_line_is_taken_for_what_it_is_not(tmp_path, capsys, event):
+    path = put(tmp_path / "lab.jsonl", [SESSION, join(1, "ann"), event, say(3)])
+    for options in (["--instant"], ["--as", "ann", "--instant"], ["--txt", "--redact"],
+                    ["--svg", "--from", "2"], ["--report", tmp_path / "report"]):
+        assert command(path, *options) == 0, options
+    assert tape_of(path.read_bytes()).viewer is None
+
+
+@pytest.mark.parametrize("who, n", [("ann", 1), ("ANN", 1), ("1", 1), ("4", 4), ("bob", 2), ("rob", 2),
+                                    ("eve", 4), ("5", 5), ("6", 6), ("ЮЛЯ", 7), ("ｂｏｂ", 2)])
+def test_a_seat_is_found_by_number_or_name(who, n):
+    events = [SESSION, join(1, "ann"), join(2, "bob"), nick(3, "bob", "rob"), join(4, "eve"), join(5, "eve"),
+              join(6, "5"), join(7, "Юля")]
+    assert tape_of(events).find_seat(who).n == n
+
+
+@pytest.mark.parametrize("events, told", [
+    ([join(1, "ann"), join(2, "b\x1b[2Job\n")], "nobody called zo\u2400e is in this recording; "
+                                               "there are ann (1), b\u241b[2Job  (2)"),
+    ([say(1)], "nobody called zo\u2400e is in this recording"),
+    ([join(n, f"m{n}") for n in range(1, 40)], "nobody called zo\u2400e is in this recording; there are "
+     + ", ".join(f"m{n} ({n})" for n in range(1, 31)) + " and more"),
+], ids=["two", "nobody", "many"])
+def test_who_is_not_there_is_told_with_those_who_are(events, told):
+    with pytest.raises(chat.ChatError) as caught:
+        tape_of([SESSION, *events]).find_seat("zo\0e")
+    assert str(caught.value) == told
+
+
+# --- from any moment on, all is as from the start ---
+
+
+class Hall:
+    """A real room in which people talk at random; `file` is its recording, `stays` is what each was given."""
+
+    failing = False
+
+    def __init__(self, seed):
+        self.chance = chance = random.Random(seed)
+        self.room = room = chat.Room("lab", history=chance.choice([0, 2, 4, 50]))
+        room.seconds = lambda: room.t
+        room.t, self.file, self.here, self.stays = 0.0, bytearray(room.session_line), [], []
+        room.recording = self
+        for _ in range(chance.randrange(20, 80)):
+            room.t = round(room.t + chance.choice([0, 0, 0.5, 1, 7]), 3)
+            self.act(chance.choice("join join say say say me nick tell who no leave lost notice mark".split()))
+            if chance.random() < 0.7:
+                room.flush()
+            if chance.random() < 0.02:
+                self.close_and_open()
+        room.flush()
+        self.stays += [(member, bytes(member.out.data), False) for member in self.here]
+
+    def write(self, lines):
+        self.file += lines
+
+    def close_and_open(self):
+        """The server ends, and begins again on the same file."""
+        room = self.room
+        room.close()
+        room.flush()
+        self.stays += [(member, bytes(member.out.data), True) for member in self.here]
+        self.here, t = [], room.t
+        room.begin(room.session, room.n, t)
+        room.t, room.closed = t, False
+
+    def act(self, what):
+        room, name = self.room, self.chance.choice("ann bob eve юля 12 Rob".split())
+        member = chat.Member(Wire()) if what == "join" else self.chance.choice(self.here or [None])
+        try:
+            if what == "join":
+                room.join(member, name)
+                self.here.append(member)
+            elif what in ("notice", "mark"):
+                room.announce(what, text=name)
+            elif not member:
+                return
+            elif what in ("say", "me"):
+                room.talk(member, [{"do": what, "text": name}] * self.chance.choice([1, 1, 3]))
+            elif what in ("leave", "lost"):
+                room.flush()
+                given = bytes(member.out.data)
+                room.leave(member, {"leave": "left"}.get(what, what))
+                room.flush()
+                self.here.remove(member)
+                ended = what == "leave"
+                self.stays.append((member, bytes(member.out.data) if ended else given, ended))
+            elif what == "nick":
+                room.nick(member, name)
+            elif what == "tell":
+                room.tell(member, name, "psst")
+            elif what == "who":
+                room.who(member)
+            else:
+                room.refuse(member, chat.ChatError("no"))
+        except chat.ChatError:
+            pass
+
+    def own_recordings(self):
+        """What clients would have recorded that joined once, or again each time they were lost, as events."""
+        stays = sorted(self.stays, key=lambda stay: stay[0].seat)
+        for first in range(0, len(stays), 3):
+            lines, last = [], -1
+            for member, given, ended in stays[first:]:
+                if member.seat > last:
+                    for event in map(json.loads, given.splitlines()):
+                        if "ev" not in event or event["n"] > last:
+                            last = max(last, event["n"]) if "ev" in event else last
+                            lines.append(event)
+                    yield lines[:]
+
+
+def assert_tails(tape, seat):
+    whole = list(tape.scenes(seat))
+    moments = sorted({scene[0] for scene in whole})
+    for t in {moment + step for moment in moments for step in (-0.25, 0.0, 0.25)}:
+        tail = [scene for scene in whole if scene[0] >= t]
+        assert list(chat.between(tape.scenes(seat, t), t)) == tail, f"{t} as {seat and seat.n}"
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_each_seat_of_a_real_room_is_what_that_person_was_given(seed):
+    hall = Hall(seed)
+    tape = tape_of(bytes(hall.file))
+    assert [event for moment, viewer, event in tape.scenes()] == list(map(json.loads, hall.file.splitlines()))
+    for member, given, ended in hall.stays:
+        events = [event for event in map(json.loads, given.splitlines()) if "ev" in event]
+        seen = [event for moment, viewer, event in tape.scenes(tape.find_seat(str(member.seat)))]
+        assert seen[:len(events)] == events
+        assert seen == events or not ended
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_from_any_moment_on_all_is_as_from_the_start(seed):
+    tape = tape_of(bytes(Hall(seed).file))
+    for seat in [None, *tape.index().seats]:
+        assert_tails(tape_of(bytes(tape.file.getvalue())), seat)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_from_any_moment_on_ones_own_recording_is_as_from_the_start(seed):
+    for events in itertools.islice(Hall(seed).own_recordings(), 6):
+        assert [event for moment, viewer, event in tape_of(events).scenes()] == events
+        for seat in [None, *tape_of(events).index().seats]:
+            assert_tails(tape_of(events), seat)
+
+
+@pytest.mark.parametrize("t", [1.5, 2.0, 2.5, 6.0, 6.5])
+def test_what_is_damaged_or_missing_is_remarked_from_any_moment_on(t):
+    lines = [data([SESSION, join(1, "ann")]), b"garbage\n",
+             data([say(4), {**say(5), "t": 4.0}, say(6)]), b"?\n", data([say(9)])]
+
+    def told(start):
+        scenes = tape_of(b"".join(lines)).scenes(None, start)
+        return [(moment, event.get("n", "damaged" if "damaged" in str(event) else event.get("text")))
+                for moment, viewer, event in chat.between(scenes, start)]
+
+    assert told(0.0)[2:5] == [(1.0, "damaged"), (4.0, "1 line was not recorded here"), (4.0, 4)]
+    assert told(t) == [scene for scene in told(0.0) if scene[0] >= t]
+
+
+# --- the command's function ---
 
 
 def played(path, **options):
