@@ -2996,26 +2996,26 @@ class Tape:
 
     def find(self, field, value):
         """(where the event before it begins, event) of the first event whose t or n is so high, or None."""
-        # Of events only: a reply has no n, and events that are newer may overtake it.
+        # Of events with an n only: replies have none, and events that are newer may overtake them.
         low, high, found = 0, self.file.seek(0, os.SEEK_END), None
         while low < high:
             middle = (low + high) // 2
-            where, event = self._event_from(middle, field)
+            where, event = self._event_from(middle)
             if event and event[field] < value:
                 low = where + 1
             else:
                 high, found = middle, event or found
         return max(low - 1, self.begin), found
 
-    def _event_from(self, offset, field):
-        # The first event that begins at this byte or behind it and has this field, and where it begins.
+    def _event_from(self, offset):
+        # The first event with an n that begins at this byte or behind it, and where it begins.
         self.file.seek(max(offset - 1, self.begin))
         lines = read_lines(self.file)
         if offset > self.begin:
             next(lines, None)  # the rest of a line
         for number, line in lines:
             event = event_of(line)
-            if event and "ev" in event and (field == "t" or type(event.get(field)) is int):
+            if event and "ev" in event and type(event.get("n")) is int:
                 return self.file.tell() - len(line), event
         return self.file.tell(), None
 
@@ -3098,7 +3098,7 @@ class Tape:
         else:
             # From the event before, so that what is missing between them is noticed.
             where = self.find("t", t)[0]
-            event = self._event_from(where, "n")[1]
+            event = self._event_from(where)[1]
             n = event["n"] if event else 1 << 53
             if seat and seat.last is not None and n > seat.last:
                 return iter(())

@@ -204,6 +204,7 @@ def test_the_viewer_has_the_name_of_that_moment():
 def test_a_name_in_the_history_is_somebody_elses():
     events = [SESSION, join(1, "bob"), nick(2, "bob", "rob"), join(3, "bob", 1), say(4)]
     assert {viewer for viewer, n in seen_by(events, 3)} == {"bob"}
+    assert {viewer for viewer, n in seen_by([welcome(2, "bob"), *events])} == {"bob"}
 
 
 def test_all_history_comes_at_the_moment_of_joining():
@@ -632,6 +633,7 @@ def test_an_unknown_event_with_a_strange_number_is_not_found_by_it():
     (data([say(3, text="x" * 200_000)]), 3, True),
     (data([say(3)]).replace(b"\n", b"\r\n"), 3, True),
     (b"\n" * 600_000, 2, True),
+    (b"x" * 99 + data([say(3, text="x" * (65536 - len(data([say(3, text="")]))))]), 2, True),
 ], ids=lambda value: str(value)[:20])
 def test_the_last_event_is_the_last_whole_line_that_makes_sense(rest, last, whole):
     event, complete = tape_of(data([SESSION, say(1), say(2)]) + rest).last()
@@ -650,6 +652,15 @@ def test_the_index_knows_who_was_there_and_the_marks(bom):
         (1, 0, 1.0, [(1, "ann")], 11), (3, 0, 3.0, [(3, "bob"), (5, "rob")], 11),
         (7, 2, 7.0, [(7, "eve")], 10)]
     assert (index.marks, index.names, index.own) == ([(9.0, "part")], ["ann", "bob", "rob", "eve"], [3])
+
+
+def test_the_index_ends_a_seat_whose_leave_is_missing():
+    seats = tape_of([SESSION, join(1, "ann"), join(4, "ann"), leave(5, "ann")]).index().seats
+    assert [(seat.n, seat.last) for seat in seats] == [(1, 3), (4, 5)]
+
+
+def test_the_index_knows_those_who_only_listened():
+    assert tape_of([welcome(1, "bob", "quiet"), SESSION, join(2, "bob")]).index().names == ["quiet", "bob"]
 
 
 @pytest.mark.parametrize("event", [
@@ -703,7 +714,7 @@ class Hall:
         room.recording = self
         for _ in range(chance.randrange(20, 80)):
             room.t = round(room.t + chance.choice([0, 0, 0.5, 1, 7]), 3)
-            self.act(chance.choice("join join say say say me nick tell who no leave lost notice mark".split()))
+            self.act(chance.choice("join join say say say me nick tell who leave lost no mark".split()))
             if chance.random() < 0.7:
                 room.flush()
             if chance.random() < 0.02:
@@ -775,7 +786,20 @@ def assert_tails(tape, seat):
     moments = sorted({scene[0] for scene in whole})
     for t in {moment + step for moment in moments for step in (-0.25, 0.0, 0.25)}:
         tail = [scene for scene in whole if scene[0] >= t]
-        assert list(chat.between(tape.scenes(seat, t), t)) == tail, f"{t} as {seat and seat.n}"
+        assert list(tape.scenes(seat, t)) == tail, f"{t} as {seat and seat.n}"
+
+
+@pytest.mark.parametrize("events", [
+    MINE, REJOINED, [*REJOINED, end(16)], [SESSION, say(1), {"ev": "poll", "t": 2.0}, say(3)],
+    [SESSION, join(1, "ann"), {"ev": "poll", "t": 2.0}, nick(3, "ann", "eve"), {"ev": "poll", "t": 4.0}],
+    [SESSION, join(1, "ann"), say(3), join(4, "ann"), leave(5, "ann"), say(8)],
+    [welcome(0, "a"), SESSION, join(1, "a"), nick(2, "a", "eve"), tell(2.5, "eve", "eve"), tell(3, "eve", "e")],
+    [welcome(1, "ann"), SESSION, join(2, "ann"), leave(3, "ann"), {"re": "who", "t": 4.0, "people": []}],
+], ids=["own", "joined again", "ended", "unknown", "unknown and nick", "missing leave", "private lines last",
+        "reply after the leave"])
+def test_from_any_moment_on_a_small_recording_is_as_from_the_start(events):
+    for seat in [None, *tape_of(events).index().seats]:
+        assert_tails(tape_of(events), seat)
 
 
 @pytest.mark.parametrize("seed", range(12))
