@@ -595,7 +595,7 @@ def found_by_reading(lines, field, value):
     for line in lines:
         whole = line.endswith(b"\n") and len(line) <= 300
         event = chat.event_of(line.replace(b"\xef\xbb\xbf", b"")) if whole else None
-        if event and "ev" in event and (field == "t" or "n" in event):
+        if event and "ev" in event and "n" in event:
             if event[field] >= value:
                 return before, event
             before = event
@@ -613,7 +613,7 @@ def test_finding_by_halving_finds_what_reading_all_finds(seed, monkeypatch):
             before, event = found_by_reading(lines, field, value)
             where, found = tape.find(field, value)
             assert found == event, (field, value)
-            read = (event for event in tape.events(where) if "ev" in event and field in event)
+            read = (event for event in tape.events(where) if "ev" in event and "n" in event)
             assert next(read, None) == (before or event), "read on from the event before"
 
 
@@ -793,7 +793,7 @@ def assert_tails(tape, seat):
     MINE, REJOINED, [*REJOINED, end(16)], [SESSION, say(1), {"ev": "poll", "t": 2.0}, say(3)],
     [SESSION, join(1, "ann"), {"ev": "poll", "t": 2.0}, nick(3, "ann", "eve"), {"ev": "poll", "t": 4.0}],
     [SESSION, join(1, "ann"), say(3), join(4, "ann"), leave(5, "ann"), say(8)],
-    [welcome(0, "a"), SESSION, join(1, "a"), nick(2, "a", "eve"), tell(2.5, "eve", "eve"), tell(3, "eve", "e")],
+    [welcome(0, "a"), SESSION, join(1, "a"), nick(2, "a", "b"), tell(2.5, "b", "b"), tell(3, "a", "b")],
     [welcome(1, "ann"), SESSION, join(2, "ann"), leave(3, "ann"), {"re": "who", "t": 4.0, "people": []}],
 ], ids=["own", "joined again", "ended", "unknown", "unknown and nick", "missing leave", "private lines last",
         "reply after the leave"])
