@@ -1671,7 +1671,8 @@ class Screen:
         self.typing = Condition(lambda: bool(take or self.question))
         self.paint = plain if os.environ.get("NO_COLOR") else coloured
         self.session = PromptSession(
-            lambda: f"{self.question}: " if self.question else prompt(), multiline=True, key_bindings=self._bindings(keys), completer=WordCompleter(),
+            lambda: f"{self.question}: " if self.question else prompt(), multiline=True,
+            key_bindings=self._bindings(keys), completer=WordCompleter(),
             complete_style=CompleteStyle.READLINE_LIKE, complete_while_typing=False, reserve_space_for_menu=0,
             prompt_continuation=lambda width, row, wrapped: "" if wrapped else "... ", erase_when_done=True)
         self.session.default_buffer.read_only = ~self.typing
@@ -2942,13 +2943,33 @@ class Seat:
     """One person's stay in a room, which the n of their join tells from all others."""
 
     def __init__(self, join):
-        self.n, self.first, self.t = join["n"], join["from"], join["t"]  # first: the n from which on they were told
+        self.n, self.t = join["n"], join["t"]
+        self.first = join["from"]  # the n from which on they were told
         self.names = [(join["n"], join["who"])]  # since when they were called what
-        self.last = None  # the n of the last event that they were given, once they have left
+        self.last = self.left = None  # the n and t of the last event that they were given, once they have left
+        self.said = 0
 
     def name_at(self, n):
         """What the person was called at this event."""
         return [name for since, name in self.names if since <= max(n, self.n)][-1]
+
+
+def take_seats(here, event):
+    """Bring up to date who sits where, {name: Seat}, by one more event; returns a seat that was taken by it."""
+    word, who = event.get("ev"), event.get("who")
+    if word == "join":
+        if who in here:  # their leave is missing
+            here[who].last, here[who].left = event["n"] - 1, event["t"]
+        here[who] = Seat(event)
+        return here[who]
+    if word == "nick" and who in here:
+        here[event["name"]] = here.pop(who)
+        here[event["name"]].names.append((event["n"], event["name"]))
+    elif word in ("leave", "end"):
+        for name in [who] * (who in here) if word == "leave" else list(here):
+            seat = here.pop(name)
+            seat.last, seat.left = event["n"], event["t"]
+    return None
 
 
 class Growing:
@@ -3047,27 +3068,14 @@ class Tape:
             event = event_of(line) if line and _landmark.search(line) else None
             if not event:
                 continue
-            event, word = self.change(event), event.get("ev")
+            event = self.change(event)
             names.update(dict.fromkeys([event[field] for field in ("who", "to", "name")
                                         if type(event.get(field)) is str]))
+            seats += filter(None, [take_seats(here, event)])
             if event.get("re") == "welcome":
                 own.append(event["n"] + 1)
                 names.update(dict.fromkeys(event["people"]))
-            elif word == "join":
-                if event["who"] in here:
-                    here[event["who"]].last = event["n"] - 1  # their leave is missing
-                here[event["who"]] = Seat(event)
-                seats.append(here[event["who"]])
-            elif word == "nick" and event["who"] in here:
-                seat = here[event["name"]] = here.pop(event["who"])
-                seat.names.append((event["n"], event["name"]))
-            elif word == "leave" and event["who"] in here:
-                here.pop(event["who"]).last = event["n"]
-            elif word == "end":
-                for seat in here.values():
-                    seat.last = event["n"]
-                here.clear()
-            elif word == "mark":
+            elif event.get("ev") == "mark":
                 marks.append((event["t"], event["text"]))
         return Index(seats, marks, list(names), own)
 
@@ -3628,9 +3636,11 @@ def _span(run, y, parts):
     ink = next((INKS[part] for part in codes if part in INKS), INK)
     if "7" in codes:
         reach = run[-1][0] + run[-1][1] - column
-        parts.append(f'<rect x="{EDGE + column * CELL:g}" y="{y}" width="{reach * CELL:g}" height="{ROW}" fill="{ink}"/>')
+        parts.append(f'<rect x="{EDGE + column * CELL:g}" y="{y}" width="{reach * CELL:g}" height="{ROW}" '
+                     f'fill="{ink}"/>')
         ink = GROUND
-    look = f' fill="{ink}"' * (ink != INK) + ' font-weight="bold"' * ("1" in codes) + ' font-style="italic"' * ("3" in codes)
+    look = f' fill="{ink}"' * (ink != INK)
+    look += ' font-weight="bold"' * ("1" in codes) + ' font-style="italic"' * ("3" in codes)
     if alone:
         look += f' textLength="{width * CELL:g}" lengthAdjust="spacingAndGlyphs"'
     xs = " ".join(f"{EDGE + cell[0] * CELL:g}" for cell in run)
@@ -3663,14 +3673,14 @@ def find_moments(events):
     """The moments that a report shows: everybody talks, somebody leaves, somebody comes late, each mark."""
     # Everybody talks when more of those in the room have said something than ever before; that lasts until
     # somebody comes or goes. The newcomer is the last one who was not here before and finds a history.
-    here, spoken, seen_names, lasting = {}, set(), set(), False
+    here, known, speakers, lasting = {}, set(), set(), False
     talk, leave, join, marks = Moment("talk", 0.0, []), None, None, []
     for event in events:
         word, t, before = event.get("ev"), event["t"], list(here.values())
-        fold(here, event)
+        taken = take_seats(here, event)
         if word in ("say", "me"):
-            spoken.add(here.get(event["who"]))
-            talking = [seat for seat in here.values() if seat in spoken]
+            speakers.add(here.get(event["who"]))
+            talking = [seat for seat in here.values() if seat in speakers]
             if len(talking) > len(talk.seats):
                 talk, lasting = Moment("talk", t, talking), True
             elif lasting:
@@ -3679,69 +3689,67 @@ def find_moments(events):
             lasting = False
             if word == "leave" and len(talk.seats) > 1 and not leave:
                 leave = Moment("leave", t, before)
-            elif word == "join" and len(spoken) > 1 and event["who"] not in seen_names:
-                join = Moment("join", t, [event["n"]])
-            if word != "end":
-                seen_names.add(event["name"] if word == "nick" else event["who"])
+            elif taken and len(speakers) > 1 and event["who"] not in known:
+                join = Moment("join", t, [taken])
+            known.update(here)
         elif word == "mark":
             marks.append(Moment("mark", t, []))
     return [talk] * bool(talk.seats) + [moment for moment in (leave, join) if moment] + marks
 
 
-def take_stock(events):
-    """({seat: [names, came, left or None, messages]}, all messages, what happened besides talk, the last t)."""
-    people, here, said, course, last = {}, {}, 0, [], 0.0
-    for event in events:
-        word, last = event.get("ev"), max(last, event["t"])
-        if word in ("say", "me"):
-            said += 1  # by the server's console, too
-            if event["who"] in here:
-                people[here[event["who"]]][3] += 1
-        gone = list(here.values()) if word == "end" else [here.get(event["who"])] if word == "leave" else []
-        for seat in gone:
-            if seat in people:
-                people[seat][2] = event["t"]
-        fold(here, event)
-        if word == "join":
-            people[event["n"]] = [[event["who"]], event["t"], None, 0]
-        elif word == "nick" and event["name"] in here and here[event["name"]] in people:
-            people[here[event["name"]]][0].append(event["name"])
-        if word in ("join", "leave", "nick", "mark", "notice", "end"):
-            course.append(event)
-    return people, said, course, last
+class Survey:
+    """What there is to tell of a session: who took part, how much was said, what else happened, until when."""
+
+    def __init__(self, events):
+        self.seats, self.messages, self.course, self.end, here = [], 0, [], 0.0, {}
+        for event in events:
+            word, self.end = event.get("ev"), max(self.end, event["t"])
+            self.seats += filter(None, [take_seats(here, event)])
+            if word in ("say", "me"):
+                self.messages += 1
+                if event["who"] in here:  # else it was said by the server's console
+                    here[event["who"]].said += 1
+            elif word in ("join", "leave", "nick", "mark", "notice", "end"):
+                self.course.append(event)
+
+    def people(self):
+        """How many different people there were, as far as names tell."""
+        return len({seat.names[0][1] for seat in self.seats})
 
 
 def write_report(path, folder, language="en", redacted=False):
     """Make a folder with a report that only lacks its conclusions, and the pictures in it."""
     words, body = _report_texts(language)
+    file = os.path.join(folder, "report.md")
     with open_tape(path, redacted) as tape:
-        people, said, course, last = take_stock(tape.events())
-        file = os.path.join(folder, "report.md")
-        make_folder(file)
         if os.path.exists(file):
             raise ChatError(f"{file} exists already, perhaps with somebody's conclusions; choose another folder")
-        pictures = {what: [] for what in ("talk", "leave", "join", "mark")}
-        numbers = itertools.count(1)
+        survey, pictures, numbers = Survey(tape.events()), collections.defaultdict(list), itertools.count(1)
+        make_folder(file)
         for moment in find_moments(tape.events()):
             pictures[moment.what].append(_draw_moment(tape, folder, numbers, moment, words))
-        session = tape.session
-        values = {
-            "room": markdown(session["room"]), "date": session["start"][:10], "time": clock(session, 0.0),
-            "length": minutes(last), "people": str(len({names[0] for names, came, left, own in people.values()})),
-            "messages": str(said),
-            "participants": "\n".join(
-                f"| {' → '.join(map(markdown, names))} | {clock(session, came, 'long')} "
-                f"| {clock(session, left, 'long') if left is not None else '—'} | {own} |"
-                for names, came, left, own in people.values()),
-            "course": "\n".join(f"- {clock(session, event['t'], 'long')} {_told(event, words)}" for event in course),
-            **{what: "\n\n".join(parts) for what, parts in pictures.items()}}
-        # A section whose content there is not, such as the marks of a session without, is left out.
-        sections = [section for section in re.split("(?m)^(?=##)", body)
-                    if not any(values.get(name) == "" for name in re.findall(r"\{(\w+)\}", section))]
-        text = re.sub(r"\{(\w+)\}", lambda found: values[found.group(1)], "".join(sections))
-        with open(file, "w", encoding="utf-8", newline="\n") as out:
-            out.write(text)
+        values = _told_all(tape.session, survey, words)
+    for what in ("talk", "leave", "join", "mark"):
+        values[what] = "\n\n".join(pictures[what])
+    # A section whose content there is not, such as the marks of a session without, is left out.
+    sections = [section for section in re.split("(?m)^(?=##)", body)
+                if all(values[name] for name in re.findall(r"\{(\w+)\}", section))]
+    with open(file, "w", encoding="utf-8", newline="\n") as out:
+        out.write(re.sub(r"\{(\w+)\}", lambda found: values[found.group(1)], "".join(sections)))
     return file
+
+
+def _told_all(session, survey, words):
+    # What the places in the report's text are filled with, but for the pictures.
+    def time_of(t):
+        return clock(session, t, "long") if t is not None else "—"
+
+    participants = [f"| {' → '.join(markdown(name) for n, name in seat.names)} | {time_of(seat.t)} | {time_of(seat.left)} "
+                    f"| {seat.said} |" for seat in survey.seats]
+    course = [f"- {time_of(event['t'])} {_told(event, words)}" for event in survey.course]
+    return {"room": markdown(session["room"]), "date": session["start"][:10], "time": clock(session, 0.0),
+            "length": minutes(survey.end), "people": str(survey.people()), "messages": str(survey.messages),
+            "participants": "\n".join(participants), "course": "\n".join(course)}
 
 
 def _report_texts(language):
@@ -3765,7 +3773,7 @@ def _told(event, words):
 def _draw_moment(tape, folder, numbers, moment, words):
     # The windows of the server and of those who were there, as Markdown with captions.
     parts, shown = [], moment.seats[:PICTURE_PEOPLE]
-    windows = [None] * (moment.what != "join") + [seat for seat in tape.index().seats if seat.n in shown]
+    windows = [None] * (moment.what != "join") + shown  # None is the server's
     for seat, number in zip(windows, numbers):
         name = f"{number:02}-{moment.what}-{f'seat-{seat.n}' if seat else 'server'}.svg"
         with open(os.path.join(folder, name), "w", encoding="utf-8", newline="\n") as out:
@@ -3796,13 +3804,17 @@ def _describe_recording(tape):
     if not session:
         return 0.0, ""
     start = datetime.datetime.fromisoformat(session["start"])
-    state = "torn" if not whole else "complete" if last.get("ev") in ("end", "leave") else "not ended"
-    label = f"{clean_row(session['start'][:16]).replace('T', ' ')}  {clean_row(session['room'])}"
+    facts = [f"{session['start'][:16].replace('T', ' ')}  {clean_row(session['room'])}"]
     if tape.file.seek(0, os.SEEK_END) <= LISTED_BYTES:
-        people, said, course, end = take_stock(tape.events())
-        names = {names[0] for names, came, left, own in people.values()}
-        label += f", {len(names)} {'person' if len(names) == 1 else 'people'}, {said} {'message' if said == 1 else 'messages'}"
-    return start.timestamp(), f"{label}, {minutes(last['t'])}, {state}{f', as {clean_row(tape.viewer)} saw it' if tape.viewer else ''}"
+        survey = Survey(tape.events())
+        people, messages = survey.people(), survey.messages
+        facts.append(f"{people} {'person' if people == 1 else 'people'}")
+        facts.append(f"{messages} {'message' if messages == 1 else 'messages'}")
+    facts.append(minutes(last["t"]))
+    facts.append("torn" if not whole else "complete" if last.get("ev") in ("end", "leave") else "not ended")
+    if tape.viewer:
+        facts.append(f"as {clean_row(tape.viewer)} saw it")
+    return start.timestamp(), ", ".join(facts)
 
 
 EXPORTS = {"txt": write_transcript, "cast": write_cast, "svg": write_picture, "html": write_page}

@@ -271,7 +271,7 @@ SCENE = session(
 
 
 def moments(events):
-    return [tuple(moment) for moment in chat.find_moments(events)]
+    return [(what, t, [seat.n for seat in seats]) for what, t, seats in chat.find_moments(events)]
 
 
 def test_the_moments_are_found():
@@ -287,12 +287,12 @@ def test_what_did_not_happen_is_no_moment(events, whats):
 
 
 def test_who_took_part_and_what_happened():
-    people, said, course, last = chat.take_stock(SCENE)
-    assert [(seat, *row) for seat, row in people.items()] == [
-        (1, ["ann"], 1.0, 13.0, 3), (2, ["bob"], 2.0, 8.0, 1), (4, ["kim"], 4.0, 13.0, 1), (11, ["zoe"], 10.0, 13.0, 1),
-        (13, ["bob"], 12.0, 13.0, 0)]
-    assert (said, last) == (6, 13.0)
-    assert [event["ev"] for event in course] == "join join join mark leave join join end".split()
+    survey = chat.Survey(SCENE)
+    assert [(seat.n, seat.names[0][1], seat.t, seat.left, seat.said) for seat in survey.seats] == [
+        (1, "ann", 1.0, 13.0, 3), (2, "bob", 2.0, 8.0, 1), (4, "kim", 4.0, 13.0, 1), (11, "zoe", 10.0, 13.0, 1),
+        (13, "bob", 12.0, 13.0, 0)]
+    assert (survey.people(), survey.messages, survey.end) == (4, 6, 13.0)
+    assert [event["ev"] for event in survey.course] == "join join join mark leave join join end".split()
 
 
 @pytest.fixture
