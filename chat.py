@@ -3278,7 +3278,7 @@ class Player:
             self._jump(self.start)
 
     def _note(self, text):
-        self.show([[("system", f"— {text} —")]])
+        self.show([[("system", f"— {clean_row(text)} —")]])
 
     def _jump(self, t, why=""):
         t = min(max(t, self._first()), self.length)
@@ -3315,7 +3315,7 @@ class Player:
                     self._jump(moment)
                     self.told, self.stepping = count, self.paused
                     return
-        raise ChatError(f"{clean_row(text)} is nowhere in this session")
+        raise ChatError(f"{text} is nowhere in this session")
 
     def _take_seat(self, who):
         self.seat = self.tape.find_seat(who) if who else None
