@@ -1659,7 +1659,7 @@ class Screen:
         class WordCompleter(Completer):
             def get_completions(self, document, event):
                 start, words = complete(document.text_before_cursor)
-                return [Completion(word, -start) for word in words]
+                return [Completion(clean_row(word), -start) for word in words]
 
         self.take, self.asyncio, self.run_in_terminal = take, asyncio, run_in_terminal
         self.lock, self.loop, self.printing = threading.Lock(), None, False
@@ -3088,7 +3088,7 @@ class Tape:
             if str(seat.n) == who:
                 return seat
         for seat in seats:
-            if name_key(name) in [name_key(name) for n, name in seat.names]:
+            if name_key(name) in [name_key(shown) for n, own in seat.names for shown in (own, clean_row(own))]:
                 return seat
         there = ", ".join(f"{clean_row(seat.names[0][1])} ({seat.n})" for seat in seats[:LISTED_SEATS])
         raise ChatError(f"nobody called {clean_row(who)} is in this recording"
@@ -3435,8 +3435,8 @@ def play(tape, **options):
         return screen.session.app.output.get_size().columns
 
     def matching(before):
-        names = [name for name in tape.known.names if name_key(name).startswith(name_key(before))] if tape.known else []
-        return len(before), names
+        names = map(clean_row, tape.known.names if tape.known else ())
+        return len(before), [name for name in names if name_key(name).startswith(name_key(before))]
 
     player = Player(tape, lambda lines: screen.show_all(lines), lambda: screen.refresh(), **options)
     keys = {key: functools.partial(run, player) for keys, shown, words, run in PLAYER_KEYS for key in keys}
