@@ -1689,8 +1689,8 @@ class Screen:
 
         bindings, asked = KeyBindings(), Condition(lambda: bool(self.question))
         bindings.add("<any>", filter=~self.typing)(lambda event: None)  # else it would be typed
-        for chord in (["c-r"], ["c-s"], ["escape", "enter"]):
-            bindings.add(*chord, filter=~self.typing)(lambda event: None)
+        for idle in (["c-r"], ["c-s"], ["c-q"], ["c-v"], ["escape", "enter"]):
+            bindings.add(*idle, filter=~self.typing)(lambda event: None)
         bindings.add("c-o")(lambda event: None)  # would take the input line away
         bindings.add("enter", filter=self.typing & ~is_searching)(self._enter)
         bindings.add("escape", "enter", filter=self.typing)(lambda event: event.current_buffer.insert_text("\n"))
