@@ -111,6 +111,7 @@ RATE_BURST = 4  # seconds' worth that may come at once
 RATE_AHEAD = 60.0  # seconds; whoever sent more than that beyond the limit is cut
 WHO_PEOPLE = 100  # a `who` costs one request for each so many people that it lists
 
+RECALL = 10, 60.0  # lines and seconds that are shown again from another seat
 FOLLOW_SECONDS = 0.1  # between looks at a file that grows
 TICK_SECONDS = 0.25  # between two drawings of a player's status
 SKIP_SECONDS = 5.0  # an arrow key goes so far
@@ -1693,9 +1694,10 @@ class Screen:
             bindings.add(*idle, filter=~self.typing)(lambda event: None)
         bindings.add("c-o")(lambda event: None)  # would take the input line away
         bindings.add("enter", filter=self.typing & ~is_searching)(self._enter)
-        bindings.add("escape", "enter", filter=self.typing)(lambda event: event.current_buffer.insert_text("\n"))
+        bindings.add("escape", "enter", filter=self.typing & ~asked)(
+            lambda event: event.current_buffer.insert_text("\n"))
         bindings.add("c-c", filter=asked)(self._answer)
-        bindings.add("escape", filter=asked)(self._answer)
+        bindings.add("escape", filter=asked, eager=True)(self._answer)  # it may begin no other key here
         for key, function in keys.items():
             bindings.add(key, filter=~asked)(lambda event, function=function: function())
         return bindings
@@ -3081,15 +3083,16 @@ class Tape:
                 marks.append((event["t"], event["text"]))
         return Index(seats, marks, list(names), own)
 
-    def find_seat(self, who):
-        """The seat of this number, or the first of somebody of this name, even if names are replaced."""
-        seats, name = self.index().seats, self.change({"who": who})["who"]
+    def find_seat(self, who, t=None):
+        """The seat of this number, or of this name: the first, or the last one taken up to this time."""
+        seats, wanted = self.index().seats, self.change({"who": who})["who"]  # names may have been replaced
         for seat in seats:
             if str(seat.n) == who:
                 return seat
-        for seat in seats:
-            if name_key(name) in [name_key(shown) for n, own in seat.names for shown in (own, clean_row(own))]:
-                return seat
+        named = [seat for seat in seats for n, name in seat.names
+                 if name_key(wanted) in (name_key(name), name_key(clean_row(name)))]
+        if named:
+            return ([seat for seat in named if t is not None and seat.t <= t] or named[:1])[-1]
         there = ", ".join(f"{clean_row(seat.names[0][1])} ({seat.n})" for seat in seats[:LISTED_SEATS])
         raise ChatError(f"nobody called {clean_row(who)} is in this recording"
                         + (f"; there are {there}{' and more' * (len(seats) > LISTED_SEATS)}" if seats else ""))
@@ -3163,8 +3166,9 @@ def minutes(t):
 
 def parse_minutes(text):
     """The seconds of a time such as 83, 1:23 or 1:02:03."""
-    match = re.fullmatch(r"(?:(?:(\d{1,5}):)?(\d{1,5}):)?(\d{1,9}(?:\.\d{1,3})?)", text.strip(), re.ASCII)
-    if not match:
+    match = re.fullmatch(r"(?:(?:(\d{1,5}):(?=\d\d:))?(\d{1,5}):(?=[0-5]\d))?(\d{1,9}(?:\.\d{1,3})?)", text.strip(),
+                         re.ASCII)
+    if not match or match.group(1) and int(match.group(2)) > 59:
         raise ChatError(f"{clean_row(text)} is no time; write 83 or 1:23 or 1:02:03")
     hour, minute, second = match.groups("0")
     return int(hour) * 3600 + int(minute) * 60 + float(second)
@@ -3289,6 +3293,8 @@ class Player:
 
     def _skip(self, seconds):
         before, told = self.moment, self.told
+        if self.ended and seconds > 0:
+            return
         self._jump(self.position() + seconds)
         if seconds > 0 and self.moment == before:
             self.told = told  # there is nothing further on, and what was shown does not come again
@@ -3320,10 +3326,18 @@ class Player:
         raise ChatError(f"{text} is nowhere in this session")
 
     def _take_seat(self, who):
-        self.seat = self.tape.find_seat(who) if who else None
+        here = self.position()
+        self.seat = self.tape.find_seat(who, here) if who else None
         self._measure()
-        self.moment, self.told, self.shown = min(max(self.moment, self._first()), self.length), 0, self._now()
-        self._note(f"what {who} saw" if who else "what everybody saw")
+        self.moment, self.told, self.shown = min(max(here, self._first()), self.length), 0, self._now()
+        # What had been seen by then is shown again, the last of it.
+        before = between(self.tape.scenes(self.seat, max(self._first(), self.moment - RECALL[1])), 0.0, self.moment)
+        scenes = collections.deque((scene for scene in before if scene[0] < self.moment), RECALL[0])
+        self.viewer = scenes[-1][1] if scenes else self.seat.names[0][1] if who else self.tape.viewer
+        whose = f"{clean_row(self.viewer)} ({self.seat.n})" if who else "everybody"
+        self._note(f"what {whose} saw, at {minutes(self.moment)}")
+        for pieces in rows_of(scenes, self.tape.session, times=self.times):
+            self.show([[("history", text) for style, text in pieces]])
 
     # --- keys ---
 
@@ -3409,10 +3423,11 @@ class Player:
         return f"{head}{'━' * done}{'─' * (width - done)}{tail}"
 
 
-# The keys of the player: their names, what the help calls them, what they do.
+# The keys of the player, with those in the same place on a Russian keyboard; what the help calls them, and
+# what they do.
 PLAYER_KEYS = (
     ((" ",), "space", "pause, go on", Player.pause),
-    ((".",), ".", "show the next event now", Player.step),
+    ((".", "ю"), ".", "show the next event now", Player.step),
     (("left",), "left", "5 seconds back", lambda player: player.skip(-SKIP_SECONDS)),
     (("right",), "right", "5 seconds on", lambda player: player.skip(SKIP_SECONDS)),
     (("pageup",), "PgUp", "back to the mark before", lambda player: player.to_mark(False)),
@@ -3421,11 +3436,11 @@ PLAYER_KEYS = (
     (("-",), "-", "half as fast", lambda player: player.change_speed(0.5)),
     (("=",), "=", "as fast as it was", lambda player: player.change_speed(0)),
     (("/",), "/", "find a text, go there", Player.find),
-    (("g",), "g", "go to a time", Player.go_to),
-    (("a",), "a", "see it as somebody saw it", Player.change_seat),
-    (("l",), "l", "begin again at the end, or not", Player.change_loop),
+    (("g", "п"), "g", "go to a time", Player.go_to),
+    (("a", "ф"), "a", "see it as somebody saw it", Player.change_seat),
+    (("l", "д"), "l", "begin again at the end, or not", Player.change_loop),
     (("?",), "?", "this list", Player.help),
-    (("q",), "q", "quit", Player.stop),
+    (("q", "й"), "q", "quit", Player.stop),
 )
 
 
@@ -3445,7 +3460,7 @@ def play(tape, **options):
         player.stop()
         screen.end()
 
-    keys["q"] = quit_player
+    keys["q"] = keys["й"] = quit_player
     screen = make_screen(None, lambda: player.status(columns()), lambda: PLAYER_BAR, matching, keys)
     if not screen:
         return False
@@ -3463,11 +3478,18 @@ def play(tape, **options):
 PLAYER_BAR = " space pause  . next  ←→ 5 s  + - speed  / find  g time  a seat  ? keys  q quit"
 
 
+def _choose_seat(tape, who, end):
+    seat = tape.find_seat(who) if who else None
+    if seat and end is not None and end < seat.t:
+        raise ChatError(f"{clean_row(seat.names[0][1])} joined at {minutes(seat.t)}, and before that saw nothing")
+    return seat
+
+
 def replay(path, who=None, start=None, end=None, speed=1.0, max_gap=2.0, instant=False, follow=False, loop=False,
            times=TIMES[0], redacted=False, out=None):
     """Show a recorded session as it happened: on a terminal with keys, else as plain lines."""
     with open_tape(path, redacted) as tape:
-        seat = tape.find_seat(who) if who else None
+        seat = _choose_seat(tape, who, end)
         if not (instant or out) and is_terminal(sys.stdin, sys.stdout):
             if play(tape, seat=seat, start=start, end=end, speed=speed, max_gap=max_gap, follow=follow, loop=loop,
                     times=times):
@@ -3826,15 +3848,18 @@ def print_recordings(folder=None):
     """Print the recordings in a folder, else those in sessions/ and the samples."""
     if folder and not os.path.isdir(folder):
         raise ChatError(f"{folder} is no folder")
+    recordings = list_recordings(folder or "sessions")
+    if folder and not recordings:
+        raise ChatError(f"there is no recording in {folder}")
     samples = [] if folder else [(name, f"a sample: {words}") for name, (file, words) in SAMPLES.items()]
-    for path, label in list_recordings(folder or "sessions") + samples:
+    for path, label in recordings + samples:
         print(f"{path}\n    {label}")
 
 
 def export(path, kind, target, who=None, start=None, end=None, max_gap=2.0, redacted=False):
     """Write a recorded session in another form into a file, or to stdout without one."""
     with open_tape(path, redacted) as tape:
-        seat = tape.find_seat(who) if who else None
+        seat = _choose_seat(tape, who, end)
         if target and os.path.exists(target) and os.path.exists(path) and os.path.samefile(target, path):
             raise ChatError(f"{target} is the recording itself; choose another name")
         scenes = between(tape.scenes(seat, start or 0.0), start or 0.0, end)
@@ -3915,14 +3940,16 @@ def _menu_replay():
 def _menu_report():
     recording = _choose_recording()
     language = ("en", "ru")[choose("In which language?", ["English", "русский"])]
-    base = os.path.splitext(os.path.basename(recording))[0]
+    base = f"report-{os.path.splitext(os.path.basename(recording))[0]}"
+    names = itertools.chain([base], (f"{base}-{number}" for number in itertools.count(2)))
+    free = next(name for name in names if not os.path.exists(name))
 
     def check(folder):
         if os.path.exists(os.path.join(folder, "report.md")):
             raise ChatError(f"there is a report in {folder} already")
         return folder
 
-    folder = ask_until("Folder for the report", f"report-{base}", check)
+    folder = ask_until("Folder for the report", free, check)
     return ["replay", recording, "--report", folder] + ["--lang", language] * (language != "en")
 
 
@@ -4069,7 +4096,7 @@ def _add_replay(commands):
                         ("cast", "for players of recorded terminals"), ("txt", "plain text")):
         outputs.add_argument(f"--{kind}", nargs="?", const="", metavar=f"OUT.{kind}", help=words)
     outputs.add_argument("--report", metavar="DIR", help="a folder with a report and its pictures")
-    parser.add_argument("--lang", choices=("en", "ru"), default="en", help="of the report")
+    parser.add_argument("--lang", choices=("en", "ru"), help="of the report (default en)")
 
 
 def _moment_of(text):
@@ -4090,9 +4117,12 @@ def _seconds(text):
 
 
 def _speed(text):
-    value = _seconds(text)
-    if not value:
-        raise argparse.ArgumentTypeError("a speed is more than 0")
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a speed: 2 is twice as fast")
     return value
 
 
@@ -4101,6 +4131,10 @@ def _run_replay(options):
         return print_recordings(options.file)
     if not options.file:
         options.parser.error("which FILE? --list lists what there is, demo is a sample")
+    if options.start is not None and options.end is not None and options.end < options.start:
+        options.parser.error("--to is before --from")
+    if options.lang and not options.report:
+        options.parser.error("--lang goes with --report; a page asks the browser for its language")
     if options.redact:
         print("(other names stand for all names, but inflected and short forms of names remain: look for them)",
               file=sys.stderr)
@@ -4112,7 +4146,9 @@ def _run_replay(options):
         return export(options.file, kind, target, options.who, options.start, options.end, options.max_gap,
                       options.redact)
     if options.report:
-        return print(write_report(options.file, options.report, options.lang, options.redact))
+        if options.who or options.start is not None or options.end is not None:
+            options.parser.error("--report tells of the whole session, from every seat; leave out --as, --from and --to")
+        return print(write_report(options.file, options.report, options.lang or "en", options.redact))
     return replay(options.file, options.who, options.start, options.end, options.speed, options.max_gap,
                   options.instant, options.follow, options.loop, options.times, options.redact)
 

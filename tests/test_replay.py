@@ -1049,8 +1049,12 @@ def test_wrong_options_are_wrong_usage(recorded, capsys, options):
     assert "usage: " in err and "error: " in err
 
 
-@pytest.mark.parametrize("options, words", [(["--speed", "0"], "a speed is more than 0"),
-                                            (["--speed", "fast"], "'fast' is not a number"),
+@pytest.mark.parametrize("options, words", [(["--speed", "0"], "'0' is not a speed"),
+                                            (["--speed", "fast"], "'fast' is not a speed"),
+                                            (["--from", "1:75"], "1:75 is no time"),
+                                            (["--from", "2", "--to", "1"], "--to is before --from"),
+                                            (["--lang", "ru"], "--lang goes with --report"),
+                                            (["--report", "r", "--as", "ann"], "tells of the whole session"),
                                             (["--max-gap", "-1"], "'-1' is not a number of seconds")],
                          ids=str)
 def test_what_is_wrong_with_an_option_is_said(recorded, capsys, options, words):
