@@ -117,6 +117,7 @@ TICK_SECONDS = 0.25  # between two drawings of a player's status
 SKIP_SECONDS = 5.0  # an arrow key goes so far
 SPEEDS = 0.25, 128.0  # that keys can reach
 PICTURE = 80, 24  # columns and rows of a window in a picture
+LASTING_SECONDS = 15.0  # how long a picture of somebody's leaving waits for what the others say
 PICTURE_PEOPLE = 4  # windows of people beside the server's, at one moment of a report
 SAMPLES = {"demo": ("sample-lab.jsonl", "a lab on sockets, in Russian"),  # sessions that come with the program
            "demo-en": ("sample-class.jsonl", "a class in three parts, in English")}
@@ -419,7 +420,7 @@ def number_of(line):
 
 # Styles and their terminal colours; the names' colours can be read on dark and on light ground.
 STYLES = {"text": "", "time": "2", "system": "2", "history": "2", "me": "3", "private": "35", "mention": "1;7",
-          "error": "31", "mark": "1;7",
+          "error": "31", "mark": "1;7", "bar": "7",
           **{f"name{number}": f"1;{colour}" for number, colour in
              enumerate("31 32 33 34 35 36 91 92 94 95".split())}}
 NAME_STYLES = 10
@@ -2362,6 +2363,11 @@ def is_talk(event):
     return event.get("ev") in ("say", "me") or event.get("re") == "tell"
 
 
+def bar_text(room, recorded, people):
+    """What the bar below the input line says."""
+    return f" {clean_row(room)} | {recorded} | {len(people)} here: {', '.join(map(clean_row, people))}"
+
+
 def is_history(event, heard):
     """Whether somebody to whom this n is the newest at the welcome was told of this event afterwards."""
     return "ev" in event and type(event.get("n")) is int and 0 < event["n"] <= heard
@@ -2586,10 +2592,9 @@ class Client:
 
     def status(self):
         """The text of the bar below: the room, who is here, and whether it is recorded."""
-        names = ", ".join(map(clean_row, self.people))
         recorded = "recorded" if self.recorded else "not recorded"
         own = ", by you too" if self.recording and self.recorded else " but by you" if self.recording else ""
-        return f" {clean_row(self.session['room'])} | {recorded}{own} | {len(self.people)} here: {names}"
+        return bar_text(self.session["room"], recorded + own, self.people)
 
     def leave(self):
         """Say goodbye, wait for the server's last line, and close everything."""
@@ -3679,45 +3684,73 @@ def escape(text):
 def write_picture(tape, scenes, out, seat, max_gap=0):
     """Write the picture of a window after these scenes, the server's or a person's; returns its title."""
     columns, height = PICTURE
-    rows, name = collections.deque([], height - 1), tape.viewer
+    rows, name, open_still, last = collections.deque([], height - 2), tape.viewer, True, 0.0
     for scene in scenes:
-        name = scene[1]
+        last, name, event = scene
         for pieces in rows_of([scene], tape.session, seat):
             rows.extend(cells(pieces, columns))
-    title = clean_row(name or tape.session["room"])
-    prompt = cells([("text", f"{clean_row(name)}> " if name else "> ")], columns)
-    out.write(window(list(rows) + prompt, title))
+        gone = event.get("ev") == "leave" and event["who"] == name and event["n"] > (seat.n if seat else 0)
+        open_still = not gone and event.get("ev") != "end"
+    rows = list(rows)  # which the following are not to push out
+    title = clean_row(name or (seat.names[0][1] if seat else tape.session["room"]))
+    if open_still:  # else the program has ended, and its input line is gone
+        people = people_at(tape, last)
+        bar = bar_text(tape.session["room"], "recorded", people)
+        rows += cells([("text", f"{title}> " if name else "> ")], columns)
+        rows += cells([("bar", bar.ljust(columns))], columns)[:1]
+    out.write(window(rows, title))
     return title
 
 
-Moment = collections.namedtuple("Moment", "what t seats")
+def people_at(tape, t):
+    """Who was in the room after all that happened up to this time, as far as the recording tells."""
+    people = {}
+    for event in tape.events():
+        if event.get("re") == "welcome":
+            people = dict.fromkeys(event["people"])
+        elif event["t"] > t:
+            break
+        elif "ev" in event and not is_history(event, -1):
+            fold(people, event)
+    return people
+
+
+Moment = collections.namedtuple("Moment", "what t seats text")
 
 
 def find_moments(events):
     """The moments that a report shows: everybody talks, somebody leaves, somebody comes late, each mark."""
-    # Everybody talks when more of those in the room have said something than ever before; that lasts until
-    # somebody comes or goes. The newcomer is the last one who was not here before and finds a history.
-    here, known, speakers, lasting = {}, set(), set(), False
-    talk, leave, join, marks = Moment("talk", 0.0, []), None, None, []
+    # Everybody talks when more of those in the room have said something than ever before. The newcomer is the
+    # last one who was not here before and finds a history. A moment lasts while people only talk, so that its
+    # picture shows what came of it; the newcomer's does not, since what was there before matters.
+    here, known, speakers = {}, set(), set()
+    talk, leave, join, marks, lasting = Moment("talk", 0.0, [], ""), None, None, [], None
     for event in events:
-        word, t, before = event.get("ev"), event["t"], list(here.values())
+        word, t = event.get("ev"), event["t"]
         taken = take_seats(here, event)
         if word in ("say", "me"):
             speakers.add(here.get(event["who"]))
             talking = [seat for seat in here.values() if seat in speakers]
             if len(talking) > len(talk.seats):
-                talk, lasting = Moment("talk", t, talking), True
-            elif lasting:
+                talk, lasting = Moment("talk", t, talking, ""), "talk"
+            elif lasting == "talk":
                 talk = talk._replace(t=t)
-        elif word in ("join", "leave", "nick", "end"):
-            lasting = False
-            if word == "leave" and len(talk.seats) > 1 and not leave:
-                leave = Moment("leave", t, before)
-            elif taken and len(speakers) > 1 and event["who"] not in known:
-                join = Moment("join", t, [taken])
-            known.update(here)
+            elif lasting == "leave" and t <= until:
+                leave = leave._replace(t=t)
+            elif lasting == "mark":
+                marks[-1] = marks[-1]._replace(t=t)
         elif word == "mark":
-            marks.append(Moment("mark", t, []))
+            marks.append(Moment("mark", t, [], event["text"]))
+            lasting = "mark"
+        elif word in ("join", "leave", "nick", "end"):
+            lasting = None
+            if word == "leave" and len(talk.seats) > 1 and not leave:
+                gone = [seat for seat in talk.seats if seat.last == event["n"]]
+                leave = Moment("leave", t, list(here.values())[:1] + gone, "")
+                lasting, until = "leave", t + LASTING_SECONDS
+            elif taken and len(speakers) > 1 and event["who"] not in known:
+                join = Moment("join", t, [taken], "")
+            known.update(here)
     return [talk] * bool(talk.seats) + [moment for moment in (leave, join) if moment] + marks
 
 
@@ -3725,14 +3758,16 @@ class Survey:
     """What there is to tell of a session: who took part, how much was said, what else happened, until when."""
 
     def __init__(self, events):
-        self.seats, self.messages, self.course, self.end, here = [], 0, [], 0.0, {}
+        self.seats, self.messages, self.server_said, self.course, self.end, here = [], 0, 0, [], 0.0, {}
         for event in events:
             word, self.end = event.get("ev"), max(self.end, event["t"])
             self.seats += filter(None, [take_seats(here, event)])
             if word in ("say", "me"):
                 self.messages += 1
-                if event["who"] in here:  # else it was said by the server's console
+                if event["who"] in here:
                     here[event["who"]].said += 1
+                else:
+                    self.server_said += 1  # by its console
             elif word in ("join", "leave", "nick", "mark", "notice", "end"):
                 self.course.append(event)
 
@@ -3753,6 +3788,7 @@ def write_report(path, folder, language="en", redacted=False):
         for moment in find_moments(tape.events()):
             pictures[moment.what].append(_draw_moment(tape, folder, numbers, moment, words))
         values = _told_all(tape.session, survey, words)
+        values["recorder"] = (words["own"].format(who=markdown(tape.viewer)) if tape.viewer else words["whole"])
     for what in ("talk", "leave", "join", "mark"):
         values[what] = "\n\n".join(pictures[what])
     # A section whose content there is not, such as the marks of a session without, is left out.
@@ -3770,9 +3806,11 @@ def _told_all(session, survey, words):
 
     participants = [f"| {' → '.join(markdown(name) for n, name in seat.names)} | {time_of(seat.t)} | {time_of(seat.left)} "
                     f"| {seat.said} |" for seat in survey.seats]
+    if survey.server_said:
+        participants.append(f"| server | — | — | {survey.server_said} |")
     course = [f"- {time_of(event['t'])} {_told(event, words)}" for event in survey.course]
     return {"room": markdown(session["room"]), "date": session["start"][:10], "time": clock(session, 0.0),
-            "length": minutes(survey.end), "people": str(survey.people()), "messages": str(survey.messages),
+            "length": _duration(survey.end, words), "people": str(survey.people()), "messages": str(survey.messages),
             "participants": "\n".join(participants), "course": "\n".join(course)}
 
 
@@ -3787,6 +3825,11 @@ def markdown(text):
     return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", escape(clean_row(text)))
 
 
+def _duration(t, words):
+    parts = zip((int(t) // 3600, int(t) // 60 % 60, int(t) % 60), (words["hours"], words["minutes"], words["seconds"]))
+    return " ".join(f"{number} {unit}" for number, unit in parts if number) or f"0 {words['seconds']}"
+
+
 def _told(event, words):
     # What happened, in the language of the report.
     word = event["ev"] if event["ev"] != "leave" else f"leave-{event['why']}"
@@ -3797,15 +3840,18 @@ def _told(event, words):
 def _draw_moment(tape, folder, numbers, moment, words):
     # The windows of the server and of those who were there, as Markdown with captions.
     parts, shown = [], moment.seats[:PICTURE_PEOPLE]
-    windows = [None] * (moment.what != "join") + shown  # None is the server's
+    # None is the server's. Of a person's own recording only their own window is told.
+    windows = [None] if tape.viewer else [None] * (moment.what != "join") + shown
     for seat, number in zip(windows, numbers):
-        name = f"{number:02}-{moment.what}-{f'seat-{seat.n}' if seat else 'server'}.svg"
+        whose = f"seat-{seat.n}" if seat else "recording" if tape.viewer else "server"
+        name = f"{number:02}-{moment.what}-{whose}.svg"
         with open(os.path.join(folder, name), "w", encoding="utf-8", newline="\n") as out:
             title = write_picture(tape, between(tape.scenes(seat), 0.0, moment.t), out, seat)
         caption = words["window"].format(who=markdown(title)) if seat or tape.viewer else words["server"]
+        mark = f" — {markdown(moment.text)}" if moment.text else ""
         parts.append(f"![{caption}]({name})\n\n"
-                     f"*{words['picture']} {number}. {caption}, {clock(tape.session, moment.t, 'long')}*")
-    if len(moment.seats) > len(shown):
+                     f"*{words['picture']} {number}. {caption}, {clock(tape.session, moment.t, 'long')}{mark}*")
+    if len(moment.seats) > len(shown) and not tape.viewer:
         parts.append(words["more"].format(count=len(moment.seats) - len(shown)))
     return "\n\n".join(parts)
 
@@ -3842,6 +3888,12 @@ def _describe_recording(tape):
 
 
 EXPORTS = {"txt": write_transcript, "cast": write_cast, "svg": write_picture, "html": write_page}
+
+
+def is_private(path):
+    """Whether this recording holds lines that only one person was given."""
+    with open_tape(path) as tape:
+        return bool(tape.viewer) and any(event.get("re") == "tell" for event in tape.events())
 
 
 def print_recordings(folder=None):
@@ -4131,14 +4183,17 @@ def _run_replay(options):
         return print_recordings(options.file)
     if not options.file:
         options.parser.error("which FILE? --list lists what there is, demo is a sample")
+    kinds = [kind for kind in EXPORTS if getattr(options, kind) is not None]
     if options.start is not None and options.end is not None and options.end < options.start:
         options.parser.error("--to is before --from")
     if options.lang and not options.report:
         options.parser.error("--lang goes with --report; a page asks the browser for its language")
+    if (kinds or options.report) and is_private(options.file):
+        print("(this is somebody's own recording: what was said to them alone is in what you make of it)",
+              file=sys.stderr)
     if options.redact:
         print("(other names stand for all names, but inflected and short forms of names remain: look for them)",
               file=sys.stderr)
-    kinds = [kind for kind in EXPORTS if getattr(options, kind) is not None]
     for kind in kinds:
         target = getattr(options, kind)
         if target and not target.endswith("." + kind):

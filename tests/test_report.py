@@ -30,6 +30,10 @@ def join(who, t, first=1):
     return "join", t, {"who": who, "from": first}
 
 
+def join_event(n, t, who, first):
+    return {"ev": "join", "n": n, "t": t, "who": who, "from": first}
+
+
 def say(who, t, text):
     return "say", t, {"who": who, "text": text}
 
@@ -171,7 +175,7 @@ def test_asciinema_plays_a_cast_to_its_last_line(sample, tmp_path):
 # --- pictures ---
 
 ODD = ["plain", "Ёжик и йод", "大家好 今日は", "e\u0301a\u0323\u0302", "👩‍👩‍👧 family", "🇩🇪🇫🇷 flags", "👍🏽 skin", "☺️ ☎️",
-       "tab\there", "x" * 200, "漢" * 90, "<b>&amp;\"'</b>", "]]>", "שלום עולם", "नमस्ते", "a\u200bb", "\x1b[31mred", "  two  "]
+       "tab\there", "x" * 100, "漢" * 90, "<b>&amp;\"'</b>", "]]>", "שלום עולם", "नमस्ते", "a\u200bb", "\x1b[31mred", "  two  "]
 
 
 @pytest.fixture
@@ -186,15 +190,31 @@ def test_a_picture_has_the_rows_that_were_on_the_screen(tmp_path):
     path = put(tmp_path / "lab.jsonl", session(join("ann", 1.0), join("bob", 2.0), say("ann", 3.0, "hello, Bob\nbye")))
     assert rows_in(made(path, "svg", "--as", "bob")) == [
         "12:00 -- room lab, open since 2026-11-20 12:00", "12:00 -- ann joined", "12:00 -- bob joined",
-        "12:00 ann: hello, Bob", "      │ bye", "bob>"]
-    assert rows_in(made(path, "svg", "--at", "2"))[-2:] == ["12:00 -- bob joined", ">"]
+        "12:00 ann: hello, Bob", "      │ bye", "bob>", " lab | recorded | 2 here: ann, bob"]
+    assert rows_in(made(path, "svg", "--at", "1"))[-3:] == [
+        "12:00 -- ann joined", ">", " lab | recorded | 1 here: ann"]
+
+
+def test_a_window_whose_program_has_ended_has_no_input_line(tmp_path):
+    path = put(tmp_path / "lab.jsonl", session(join("ann", 1.0), join("bob", 2.0), ("leave", 3.0, {
+        "who": "ann", "why": "left"}), say("bob", 4.0, "bye"), ("end", 5.0, {})))
+    assert rows_in(made(path, "svg", "--as", "ann"))[-1] == "12:00 -- ann left"
+    assert rows_in(made(path, "svg", "--as", "bob", "--at", "4"))[-2:] == ["bob>", " lab | recorded | 1 here: bob"]
+    assert rows_in(made(path, "svg"))[-1] == "12:00 -- the room is closed"
+
+
+def test_nothing_is_to_be_seen_from_a_seat_before_it_was_taken(tmp_path):
+    done = subprocess.run([*CHAT, "replay", "demo", "--svg", "--as", "гриша", "--at", "0:10"], stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert "гриша joined at 0:53, and before that saw nothing" in done.stderr.decode()
 
 
 def test_a_picture_shows_the_end_of_a_long_session(tmp_path):
     path = put(tmp_path / "lab.jsonl", session(join("ann", 0.0), *[say("ann", 1.0, f"line {n}") for n in range(99)]))
     rows = rows_in(made(path, "svg"))
     assert len(rows) == chat.PICTURE[1]
-    assert rows[0].endswith("ann: line 76") and rows[-2].endswith("ann: line 98")
+    assert rows[0].endswith("ann: line 77") and rows[-3].endswith("ann: line 98")
 
 
 def test_a_row_too_long_for_the_window_goes_on_in_the_next():
@@ -271,11 +291,11 @@ SCENE = session(
 
 
 def moments(events):
-    return [(what, t, [seat.n for seat in seats]) for what, t, seats in chat.find_moments(events)]
+    return [(what, t, [seat.n for seat in seats]) for what, t, seats, text in chat.find_moments(events)]
 
 
 def test_the_moments_are_found():
-    assert moments(SCENE) == [("talk", 7.0, [1, 2, 4]), ("leave", 8.0, [1, 2, 4]), ("join", 10.0, [11]),
+    assert moments(SCENE) == [("talk", 7.0, [1, 2, 4]), ("leave", 9.0, [1, 2]), ("join", 10.0, [11]),
                               ("mark", 7.5, [])]
 
 
@@ -286,12 +306,20 @@ def test_what_did_not_happen_is_no_moment(events, whats):
     assert [what for what, t, seats in moments(events)] == whats
 
 
+def test_a_moment_lasts_while_people_only_talk():
+    talked = [say("ann", 20.0 + second, "so") for second in range(0, 40, 4)]
+    events = session(join("ann", 1.0), join("bob", 2.0), say("ann", 3.0, "hi"), say("bob", 4.0, "ho"),
+                     ("leave", 19.0, {"who": "bob", "why": "left"}), *talked, ("mark", 70.0, {"text": "Part"}), *[
+                         say("ann", 71.0 + second, "on") for second in range(5)])
+    assert moments(events) == [("talk", 4.0, [1, 2]), ("leave", 32.0, [1, 2]), ("mark", 75.0, [])]
+
+
 def test_who_took_part_and_what_happened():
     survey = chat.Survey(SCENE)
     assert [(seat.n, seat.names[0][1], seat.t, seat.left, seat.said) for seat in survey.seats] == [
         (1, "ann", 1.0, 13.0, 3), (2, "bob", 2.0, 8.0, 1), (4, "kim", 4.0, 13.0, 1), (11, "zoe", 10.0, 13.0, 1),
         (13, "bob", 12.0, 13.0, 0)]
-    assert (survey.people(), survey.messages, survey.end) == (4, 6, 13.0)
+    assert (survey.people(), survey.messages, survey.server_said, survey.end) == (4, 6, 0, 13.0)
     assert [event["ev"] for event in survey.course] == "join join join mark leave join join end".split()
 
 
@@ -312,14 +340,45 @@ def test_a_report_tells_of_everything_that_was_there(reported):
     assert "# Lab report: a chat over TCP" in text
     assert "| ann | 12:00:31 | 12:00:43 | 3 |\n| bob | 12:00:32 | 12:00:38 | 1 |\n" in text
     assert "- 12:00:37 **Part 2**\n- 12:00:38 bob left\n" in text
-    assert "4\npeople took part and sent 6 messages" in text
+    assert "in use for 13 s; people: 4, messages:\n6. The server recorded every line" in text
     assert "{" not in text and "\r" not in text
     pictures = re.findall(r"\]\((.+?)\)", text)
     assert pictures == sorted(pictures) and set(pictures) | {"report.md"} == set(os.listdir(folder))
-    assert pictures[:4] == ["01-talk-server.svg", "02-talk-seat-1.svg", "03-talk-seat-2.svg", "04-talk-seat-4.svg"]
-    assert rows_in((folder / "01-talk-server.svg").read_bytes())[-2:] == ["12:00 ann: all of us", ">"]
-    newcomer = rows_in((folder / pictures[8]).read_bytes())
-    assert newcomer[1] == "12:00 -- ann joined" and newcomer[-2:] == ["12:00 -- zoe joined", "zoe>"]
+    assert pictures == ["01-talk-server.svg", "02-talk-seat-1.svg", "03-talk-seat-2.svg", "04-talk-seat-4.svg",
+                        "05-leave-server.svg", "06-leave-seat-1.svg", "07-leave-seat-2.svg", "08-join-seat-11.svg",
+                        "09-mark-server.svg"]
+    rows = {name[3:-4]: rows_in((folder / name).read_bytes()) for name in pictures}
+    assert rows["talk-server"][-3:] == ["12:00 ann: all of us", ">", " lab | recorded | 3 here: ann, bob, kim"]
+    assert rows["leave-seat-1"][-3:] == ["12:00 ann: bob is gone", "ann>", " lab | recorded | 2 here: ann, kim"]
+    assert rows["leave-seat-2"][-1] == "12:00 -- bob left"
+    assert rows["join-seat-11"][1] == "12:00 -- ann joined"
+    assert rows["join-seat-11"][-3:-1] == ["12:00 -- zoe joined", "zoe>"]
+    assert "The server's window, 12:00:37 — Part 2*" in text
+
+
+def test_what_the_server_said_is_counted_apart(reported):
+    text, folder = reported(session(join("ann", 1.0), say("server", 2.0, "welcome"), say("ann", 3.0, "hi")))
+    assert "| ann | 12:00:31 | — | 1 |\n| server | — | — | 1 |\n" in text
+
+
+@pytest.mark.parametrize("t, words", [(0.0, "0 s"), (59.9, "59 s"), (100.0, "1 min 40 s"), (9001.0, "2 h 30 min 1 s")])
+def test_how_long_it_took_is_told_in_words(reported, t, words):
+    text, folder = reported(session(join("ann", 0.0), ("end", t, {})))
+    assert f"in use for {words};" in text
+
+
+def test_a_report_of_somebodys_own_recording_tells_only_of_their_window(tmp_path):
+    path = put(tmp_path / "own.jsonl", [
+        {"re": "welcome", "t": 4.5, "you": "kim", "n": 3, "people": ["ann", "bob", "kim"]}, *SCENE[:4],
+        join_event(4, 4.5, "kim", 1), {"re": "tell", "t": 5.0, "who": "ann", "to": "kim", "text": "psst"}, *SCENE[6:]])
+    done = subprocess.run([*CHAT, "replay", path, "--report", tmp_path / "r"], stderr=subprocess.PIPE, check=True,
+                          stdout=subprocess.DEVNULL)
+    assert b"what was said to them alone is in what you make of it" in done.stderr
+    text = (tmp_path / "r" / "report.md").read_text(encoding="utf-8")
+    assert "This recording was made by kim's program" in text
+    pictures = re.findall(r"\]\((.+?)\)", text)
+    assert pictures and all(name.endswith("-recording.svg") for name in pictures)
+    assert set(re.findall(r"!\[(.+?)\]", text)) == {"What kim saw"}
 
 
 def test_a_report_in_russian_has_russian_words(reported):
