@@ -373,7 +373,7 @@ def test_a_match_amid_much_history_comes_into_sight(play):
 # --- languages and looks ---
 
 
-@pytest.mark.parametrize("language, label", [("ru-RU", "Играть (Пробел)"), ("en-GB", "Play (Space)"),
+@pytest.mark.parametrize("language, label", [("ru-RU", "Воспроизвести (Пробел)"), ("en-GB", "Play (Space)"),
                                              ("de-DE", "Play (Space)")])
 def test_it_speaks_the_readers_language(play, chromium, language, label):
     chromium.speak(language)
