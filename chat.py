@@ -20,7 +20,8 @@ The words used throughout, here as in the help and on the wire:
     round     one pass of the flush: take what is new, write it, send it to everyone
     in step   a member that was sent every chunk; lag: what the others still have to be sent
     letter    a reply on its way to one member, outside the log
-    recording the session file while it is written
+    recording the session file while it is written; tape: the same while it is played or made a report of
+    scene     an event with the moment at which it was seen and the name of who saw it
 
 The rules of the house:
     1. A section names only what stands above it.
@@ -2997,6 +2998,9 @@ class Growing:
         return line
 
 
+Index = collections.namedtuple("Index", "seats marks names own")
+
+
 class Tape:
     """A session file that can be entered at any time in it, however long it is."""
 
@@ -3138,7 +3142,9 @@ class Tape:
         self.viewer = self.viewer and self.change({"you": self.viewer})["you"]
 
 
-Index = collections.namedtuple("Index", "seats marks names own")
+def shipped(name):
+    """A file of the folder sessions that comes with this program, as bytes; it may lie inside a zip."""
+    return __loader__.get_data(os.path.join(os.path.dirname(os.path.abspath(__file__)), "sessions", name))
 
 
 @contextlib.contextmanager
@@ -3156,11 +3162,6 @@ def open_tape(path, redacted=False):
         if redacted:
             tape.replace_names()
         yield tape
-
-
-def shipped(name):
-    """A file of the folder sessions that comes with this program, as bytes; it may lie inside a zip."""
-    return __loader__.get_data(os.path.join(os.path.dirname(os.path.abspath(__file__)), "sessions", name))
 
 
 def minutes(t):
