@@ -3705,27 +3705,31 @@ def write_picture(tape, scenes, out, seat, max_gap=0):
 
 def people_at(tape, t):
     """Who was in the room after all that happened up to this time, as far as the recording tells."""
-    people = {}
+    people, heard = {}, -1
     for event in tape.events():
         if event.get("re") == "welcome":
-            people = dict.fromkeys(event["people"])
+            people, heard = dict.fromkeys(event["people"]), event["n"]
         elif event["t"] > t:
             break
-        elif "ev" in event and not is_history(event, -1):
+        elif "ev" in event and not is_history(event, heard):
             fold(people, event)
     return people
 
 
-Moment = collections.namedtuple("Moment", "what t seats text")
+class Moment:
+    """A moment that a report shows: what it is, up to when, from which seats, and the text of a mark."""
+
+    def __init__(self, what, t, seats=(), text="", until=float("inf")):
+        self.what, self.t, self.seats, self.text = what, t, list(seats), text
+        self.until = until  # how far it may last, while people only talk, so that one sees what came of it
 
 
 def find_moments(events):
     """The moments that a report shows: everybody talks, somebody leaves, somebody comes late, each mark."""
     # Everybody talks when more of those in the room have said something than ever before. The newcomer is the
-    # last one who was not here before and finds a history. A moment lasts while people only talk, so that its
-    # picture shows what came of it; the newcomer's does not, since what was there before matters.
-    here, known, speakers = {}, set(), set()
-    talk, leave, join, marks, lasting = Moment("talk", 0.0, [], ""), None, None, [], None
+    # last one who was not here before and finds a history.
+    here, known, speakers, lasting = {}, set(), set(), None
+    talk, leave, join, marks = Moment("talk", 0.0), None, None, []
     for event in events:
         word, t = event.get("ev"), event["t"]
         taken = take_seats(here, event)
@@ -3733,24 +3737,19 @@ def find_moments(events):
             speakers.add(here.get(event["who"]))
             talking = [seat for seat in here.values() if seat in speakers]
             if len(talking) > len(talk.seats):
-                talk, lasting = Moment("talk", t, talking, ""), "talk"
-            elif lasting == "talk":
-                talk = talk._replace(t=t)
-            elif lasting == "leave" and t <= until:
-                leave = leave._replace(t=t)
-            elif lasting == "mark":
-                marks[-1] = marks[-1]._replace(t=t)
+                talk = lasting = Moment("talk", t, talking)
+            elif lasting and t <= lasting.until:
+                lasting.t = t
         elif word == "mark":
-            marks.append(Moment("mark", t, [], event["text"]))
-            lasting = "mark"
+            lasting = Moment("mark", t, text=event["text"])
+            marks.append(lasting)
         elif word in ("join", "leave", "nick", "end"):
             lasting = None
             if word == "leave" and len(talk.seats) > 1 and not leave:
                 gone = [seat for seat in talk.seats if seat.last == event["n"]]
-                leave = Moment("leave", t, list(here.values())[:1] + gone, "")
-                lasting, until = "leave", t + LASTING_SECONDS
+                leave = lasting = Moment("leave", t, list(here.values())[:1] + gone, until=t + LASTING_SECONDS)
             elif taken and len(speakers) > 1 and event["who"] not in known:
-                join = Moment("join", t, [taken], "")
+                join = Moment("join", t, [taken])
             known.update(here)
     return [talk] * bool(talk.seats) + [moment for moment in (leave, join) if moment] + marks
 

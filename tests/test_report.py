@@ -291,7 +291,7 @@ SCENE = session(
 
 
 def moments(events):
-    return [(what, t, [seat.n for seat in seats]) for what, t, seats, text in chat.find_moments(events)]
+    return [(moment.what, moment.t, [seat.n for seat in moment.seats]) for moment in chat.find_moments(events)]
 
 
 def test_the_moments_are_found():
