@@ -13,6 +13,7 @@ from wcwidth import wcswidth
 
 import chat
 import terminal
+from test_replay import STRANGE, UNWANTED
 
 SESSION = {"ev": "session", "n": 0, "t": 0.0, "v": 1, "id": "s1", "start": "2026-11-20T12:00:00.000+03:00",
            "room": "lab"}
@@ -75,7 +76,7 @@ class Evening:
     or what has just been shown. `shown` is what came when, in short."""
 
     def __init__(self, events, *presses, until=200.0, who=None, **options):
-        self.news, self.shown, self.asked = News(), [], []
+        self.news, self.shown, self.whole, self.asked = News(), [], "", []
         self.on_sight = {press[0]: press for press in presses if type(press[0]) is str}
         self.news.plan = [(press[0], lambda press=press: self.press(*press[1:]))
                           for press in presses if type(press[0]) is not str]
@@ -99,10 +100,11 @@ class Evening:
     def show(self, lines):
         for pieces in lines:
             text = chat.plain(pieces)
+            self.whole += text + "\n"
             if text.startswith("—"):
                 text = text.strip("— ")
             else:
-                text = "room" if "room lab" in text else text.split()[-1]
+                text = "room" if "room lab" in text else (text.split() or [""])[-1]
             self.shown.append((round(self.news.now, 3), text))
             if text in self.on_sight:
                 self.press(*self.on_sight.pop(text)[1:])
@@ -475,6 +477,23 @@ def test_the_status_is_one_row_while_a_seat_is_taken(seat_first):
     assert wcswidth(player.status(80)) < 80
 
 
+# --- hostile files ---
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_no_file_does_harm_to_the_player(name):
+    keys = [key for keys, key, words, run in chat.PLAYER_KEYS if key not in ("q", "space", "l")]
+    presses = [(when, key, typed) for typed in ("a", "2", "")
+               for when, key in enumerate(keys, 10 + 20 * len(typed))]
+    try:
+        tape = chat.Tape(io.BytesIO(STRANGE[name]))
+        evening = Evening(tape, *sorted(presses)) if tape.session else None
+    except chat.ChatError as error:
+        assert "newer chat" in str(error)
+    else:
+        assert not evening or evening.whole and not UNWANTED.search(evening.whole + evening.player.status(80))
+
+
 # --- on a terminal ---
 
 
@@ -641,8 +660,8 @@ def test_tab_lists_the_names_that_are_possible(opened):
 @needs_terminal
 @pytest.mark.parametrize("typed", [
     "xyz", "\r\r", "ЖЩ", "\x12xyz", "\x13xyz", "\x0f", "\x1b\r", "\x15\x0b\x17", "\x1b[A\x1b[B", "\t",
-    "\x1bOP", PASTE % "hello\nq", PASTE % " ", PASTE % "q.", "\x7f", "\x11xyz", "\x16xyz", "\x1b1\x1b2x", CONTROLS,
-    "".join("\x1b" + letter for letter in LETTERS)], ids=ascii)
+    "\x1bOP", PASTE % "hello\nq", PASTE % " ", PASTE % "q.", "\x7f", "\x11xyz", "\x16xyz", "\x1b1\x1b2x",
+    CONTROLS, "".join("\x1b" + letter for letter in LETTERS)], ids=ascii)
 def test_what_is_no_key_does_nothing_and_is_not_shown(player, typed):
     player.type(typed)
     player.type("+")

@@ -1152,3 +1152,382 @@ def test_a_full_disk_behind_the_output_is_told_in_one_sentence(recorded):
 def test_a_session_may_come_through_a_pipe(events, shown):
     data = b"".join(map(chat.encode, events))
     assert run("/dev/stdin", "--instant", input=data) == (0, shown, "")
+
+
+# --- hostile files ---
+
+
+EVIL = "\x1b[2J\x1b]0;x\x07\r\x9b2J\u202eevil\u2066\0\x7f\x85\u2028\t"
+ODD = [None, True, -1, 1 << 60, 1e300, 0.5, [], {}, [[1]], {"a": []}, EVIL, "\ud800", ""]
+NUMBERS = [b"-1", b"2", b"NaN", b"Infinity", b"1e999", b"9" * 5000, b"1.5", b"true", b'"1"', b"[]"]
+STRANGE = {
+    "empty": b"",
+    "blank": b"\n\r\n \n",
+    "binary": bytes(range(256)) * 40,
+    "text": "купить молоко\n".encode() * 9,
+    "only a session": data([SESSION]),
+    "torn": data(EVENTS)[:-9],
+    "torn in a letter": data(EVENTS)[:data(EVENTS).index("привет".encode()) + 1],
+    "torn at the newline": data(EVENTS)[:-1],
+    "torn session": data([SESSION])[:-1],
+    "a giant line": data(EVENTS[:3]) + b"x" * (9 << 20) + b"\n" + data(EVENTS[3:]),
+    "a giant event": data([*EVENTS[:3], say(3, text="x" * (9 << 20)), EVENTS[4]]),
+    "nothing but a giant line": b"{" * (9 << 20),
+    "a later version": data([{**SESSION, "v": 2}, *EVENTS[1:]]),
+    "a later version in the middle": data([*EVENTS[:3], {**SESSION, "n": 3, "v": 99}, *EVENTS[3:]]),
+    "times that fall": data([SESSION, *[{**say(n), "t": float(-n % 7)} for n in range(1, 40)]]),
+    "huge numbers": data([{**SESSION, "n": 2**53 - 1, "t": 9e10}, {**join(2**53 - 1, EVIL), "t": 9.9e10}]),
+    "wrong numbers": data([SESSION, join(1, "ann")]) + b"".join(
+        b'{"ev":"%b","n":%b,"t":%b,"who":"a","text":"x"}\n' % (word, n, t) for word in (b"say", b"poll")
+        for n in NUMBERS for t in NUMBERS) + data([end(3)]),
+    "unknown events": data([SESSION, join(1, "ann")]) + b"".join(
+        (json.dumps({"ev": word, "n": odd, "t": 2.0, "who": odd, "name": odd, "text": odd, "to": odd,
+                     "id": odd, "people": odd, "why": odd, "x": "join"}) + "\n").encode()
+        for word in ("poll", EVIL, "", "welcome", "tell", "here") for odd in ODD),
+    "unknown replies": data([MINE[0], SESSION, *MINE[2:5]]) + b"".join(
+        (json.dumps({"re": word, "n": odd, "t": 4.0, "who": odd, "name": odd, "text": odd, "to": odd,
+                     "people": odd, "recorded": odd}) + "\n").encode()
+        for word in ("join", "mark", "poll", EVIL, "end") for odd in ODD),
+    "odd fields in known events": data([SESSION]) + b"".join(
+        (json.dumps({**event, "id": odd, "name": odd, "to": odd, "people": odd, "recorded": odd, "re": odd,
+                     "here": odd, "text": odd, **event}) + "\n").encode()
+        for event in (join(1, "ann"), say(2), mark(3), {**mark(4), "ev": "notice", "why": "kicked"},
+                      leave(5, "ann", "kicked"), leave(5, "ann", EVIL), end(6)) for odd in ODD),
+    "evil texts": data([{**SESSION, "room": EVIL}, join(1, EVIL), join(2, "ann"), say(3, EVIL, EVIL),
+                        mark(4, EVIL), {**say(5, EVIL, EVIL), "ev": "me"}, nick(6, EVIL, EVIL + "2"),
+                        leave(7, EVIL + "2", EVIL, text=EVIL), {**mark(8, EVIL), "ev": "notice"}]),
+    "evil private lines": data([welcome(1, EVIL, "ann"), {**SESSION, "room": EVIL}, join(2, EVIL),
+                                tell(3, EVIL, "x"),
+                                {"re": "error", "t": 3.0, "code": EVIL, "text": EVIL, "name": EVIL},
+                                {"re": "who", "t": 3.0, "people": [EVIL]}]),
+    "odd lists of people": data([SESSION]) + b"".join(
+        (json.dumps({"re": word, "t": 1.0, "you": "ann", "n": 1, "people": odd}) + "\n").encode()
+        for word in ("welcome", "who")
+        for odd in [*ODD, [None], [["a"]], ["a", 1], ["a"] * 2, ["\ud800"], [EVIL, ""]]),
+    "a session in the middle": data([SESSION, join(1, "ann"), {**SESSION, "n": 2, "room": "other"}, say(3)]),
+    "two sessions": data([SESSION, {**SESSION, "id": "s2"}, *EVENTS[1:], *EVENTS]),
+    "a session behind others": data([join(1, "ann"), say(2), SESSION, say(3), *MINE]),
+    "from beyond n": data([SESSION, join(1, "ann", 999), say(2), join(3, "bob", 2**53 - 1), leave(4, "bob")]),
+    "joined twice": data([SESSION, join(1, "ann"), join(2, "ann"), join(2, "ann"), nick(3, "ann", "ann"),
+                          say(4), leave(5, "ann"), leave(6, "ann"), nick(7, "ann", "bob"), end(8),
+                          end(9), end(9)]),
+    "welcome again and again": data([MINE[0], MINE[0], SESSION, *MINE, *MINE, MINE[0]]),
+    "names of nothing": data([SESSION, join(1, ""), join(2, " "), say(3, "", " "), nick(4, "", "\n"),
+                              leave(5, " ")]),
+    "the end of the world": data([{**SESSION, "start": "9999-12-31T23:59:59.999+00:00"}, join(1, "ann"),
+                                  {**end(2), "t": 9.9e10}]),
+    "the beginning of the world": data([{**SESSION, "start": "0001-01-01T00:00:00.000+23:59"}, *EVENTS[1:]]),
+    "deep": data(EVENTS[:2]) + b'{"ev":"x","t":1.5,"a":' + b"[" * 5000 + b"]" * 5000 + b"}\n"
+    + data(EVENTS[2:]),
+}
+COMMANDS = [["--instant"], ["--instant", "--times", "long", "--from", "2"], ["--instant", "--as", "ann"],
+            ["--instant", "--as", "2", "--from", "3", "--to", "5"], [], ["--loop", "--to", "0"], ["--txt"],
+            ["--txt", "--redact"], ["--svg"], ["--svg", "--as", "ann", "--at", "4"], ["--cast"],
+            ["--cast", "--redact"], ["--report"], ["--report", "--redact", "--lang", "ru"], ["--list"]]
+UNWANTED = re.compile("[\0-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def assert_well_behaved(folder, capsys, options):
+    """One plain sentence or an output, and in it nothing that a terminal obeys."""
+    path, report = folder / "strange.jsonl", folder / "report"
+    if options == ["--list"]:
+        code = command("--list", folder)
+    elif options[:1] == ["--report"]:
+        code = command(path, "--report", report, *options[1:])
+    else:
+        code = command(path, *options)
+    out, err = capsys.readouterr()
+    assert not UNWANTED.search(err)
+    err = re.sub(r"(?m)^\(.*\)\n", "", err)  # what is good to know stands in brackets
+    assert code == (1 if err else 0) and err.count("\n") == code, err
+    assert not err or err.endswith(".\n") and len(err) < 3000
+    made = list(report.iterdir()) if report.exists() else []
+    for text in [out, err, *[file.read_bytes().decode() for file in made]]:
+        assert not UNWANTED.search(text), ascii(text[max(UNWANTED.search(text).start() - 200, 0):][:400])
+    return code, out, err
+
+
+@pytest.fixture
+def impatient(clock, monkeypatch):
+    """The clock of a person who stops a replay that goes round and round, as with Ctrl+C."""
+    def sleep(seconds):
+        Clock.sleep(clock, seconds)
+        if len(clock.slept) > 500:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(clock, "sleep", sleep)
+    monkeypatch.setattr(chat, "pace", functools.partial(chat.pace, sleep=sleep))
+
+
+@pytest.mark.parametrize("options", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("name", STRANGE)
+def test_no_file_does_harm(tmp_path, capsys, impatient, name, options):
+    (tmp_path / "strange.jsonl").write_bytes(STRANGE[name])
+    assert_well_behaved(tmp_path, capsys, options)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_no_damage_to_a_file_does_harm(tmp_path, capsys, impatient, seed):
+    chance, hall = random.Random(seed), Hall(seed)
+    recordings = [bytes(hall.file), *map(data, itertools.islice(hall.own_recordings(), 2))]
+    lines = bytearray(chance.choice(recordings)).splitlines(True)
+    for _ in range(chance.randrange(1, 30)):
+        where = chance.randrange(1, len(lines))
+        line = lines[where]
+        what = chance.randrange(6)
+        if what == 0:
+            line[chance.randrange(len(line))] = chance.randrange(256)
+        elif what == 1:
+            del line[chance.randrange(len(line)):]
+        elif what == 2:
+            lines.insert(where, lines[chance.randrange(len(lines))][:])
+        elif what == 3 and len(lines) > 2:
+            del lines[where]
+        elif what == 4:
+            word = chance.choice([b'"nick"', b'"welcome"', b"7"])
+            line[:] = re.sub(rb'"(join|say|leave|nick|tell)"', word, line)
+        else:
+            line[:] = re.sub(rb":[\d.]+", b":%d" % chance.choice([0, 3, 10**9, 10**15]), line)
+    (tmp_path / "strange.jsonl").write_bytes(b"".join(lines))
+    for options in COMMANDS:
+        assert_well_behaved(tmp_path, capsys, options)
+
+
+@pytest.mark.parametrize("options", [options for options in COMMANDS if options != ["--list"]], ids=" ".join)
+def test_what_cannot_be_opened_is_told_in_one_sentence(tmp_path, capsys, options):
+    (tmp_path / "strange.jsonl").mkdir()
+    assert assert_well_behaved(tmp_path, capsys, options)[0] == 1
+    (tmp_path / "strange.jsonl").rmdir()
+    assert assert_well_behaved(tmp_path, capsys, options)[0] == 1
+    (tmp_path / "strange.jsonl").symlink_to("strange.jsonl")
+    assert assert_well_behaved(tmp_path, capsys, options)[0] == 1
+    assert not (tmp_path / "report").exists() or not list((tmp_path / "report").iterdir())
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_is_told_in_one_sentence(recorded, capsys):
+    recorded.chmod(0)
+    assert "cannot read" in fails(capsys, recorded)
+
+
+def test_a_later_version_in_the_middle_ends_it_in_one_sentence(tmp_path, capsys):
+    (tmp_path / "strange.jsonl").write_bytes(STRANGE["a later version in the middle"])
+    code, out, err = assert_well_behaved(tmp_path, capsys, ["--instant"])
+    assert code == 1 and "newer chat" in err and SHOWN.startswith(out)
+
+
+def test_what_is_damaged_is_passed_over_and_the_rest_is_shown(tmp_path, capsys):
+    for name in ("a giant line", "deep"):
+        (tmp_path / "strange.jsonl").write_bytes(STRANGE[name])
+        code, out, err = assert_well_behaved(tmp_path, capsys, ["--instant"])
+        assert code == 0 and "".join(row for row in out.splitlines(True) if "damaged" not in row) == SHOWN
+        assert len(re.findall(r"line \d is damaged and was passed over", out)) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_list_of_recordings_waits_for_no_pipe(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "folder.jsonl").mkdir()
+    put(tmp_path / "lab.jsonl", EVENTS)
+    code, out, complaint = run("--list", tmp_path)
+    assert (code, out.count("jsonl"), complaint) == (0, 1, "")
+
+
+@pytest.mark.parametrize("options", [["--from", "9:00"], ["--to", "0"], ["--from", "9:00", "--max-gap", "0"]],
+                         ids=" ".join)
+def test_a_piped_loop_pauses_between_its_rounds(recorded, clock, impatient, capsys, options):
+    assert command(recorded, "--loop", *options) == 0
+    assert clock.passed >= 500 and len(capsys.readouterr().out.splitlines()) <= 501
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+@pytest.mark.parametrize("options", [["--as", "bob"], ["--from", "4"], ["--as", "3", "--from", "4"]],
+                         ids=" ".join)
+def test_a_session_through_a_named_pipe_can_be_entered_anywhere(tmp_path, options):
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=[data(MINE)])
+    writer.start()
+    piped = run(tmp_path / "pipe", "--instant", *options)
+    writer.join()
+    assert piped == run(put(tmp_path / "lab.jsonl", MINE), "--instant", *options)
+    assert piped[0] == 0 and "-- bob is now rob" in piped[1]
+
+
+# --- what real clients printed ---
+
+
+REPLY = re.compile(r"\d\d:\d\d (-- (you are .*; )?\d+ here: |!! |\S+ → \S+ \(private\): )|-- the connection")
+
+
+class Talker:
+    """`join` with pipes instead of a terminal, in a process of its own."""
+
+    def __init__(self, server, name, read=True):
+        self.process = subprocess.Popen(
+            [*CHAT, "join", "%s:%d" % server.address, "--name", name], encoding="utf-8",
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment())
+        self.name, self.cut, self.out = name, False, None
+        if read:
+            self.read()
+
+    def read(self):
+        self.out = helpers.Output(self.process.stdout)
+        self.out.expect(f"-- you are {self.name};")
+        self.out.expect(f"-- {self.name} joined")
+
+    def type(self, line):
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def leave(self):
+        """Close the input, as the end of a script does, and wait for the goodbye."""
+        self.process.stdin.close()
+        assert self.process.wait(helpers.SECONDS) == 0
+
+    def kill(self):
+        self.cut = True
+        self.process.kill()
+        self.process.wait()
+
+    def close(self):
+        self.process.kill()
+        self.process.wait()
+        self.process.stdin.close()
+        if self.out:
+            self.out.text()
+        self.process.stdout.close()
+
+    def events(self):
+        """All that it printed but what was for it alone."""
+        return [line for line in self.out.text().splitlines(True) if not REPLY.match(line)]
+
+
+class Room:
+    """A server that records, with talkers; at the end, all that they printed is compared with the replay."""
+
+    def __init__(self, folder, *options):
+        self.log, self.talkers, self.here = folder / "log.jsonl", [], {}
+        self.server = helpers.Served("--log", self.log, "--rate", "0", *options, cwd=folder)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *trouble):
+        for talker in self.talkers:
+            talker.close()
+        self.server.__exit__()
+
+    def come(self, name, **options):
+        self.here[name] = Talker(self.server, name, **options)
+        self.talkers.append(self.here[name])
+        return self.here[name]
+
+    def recorded(self, word, times=1):
+        """Wait until the file holds this, so many times."""
+        helpers.wait_for(lambda: self.log.read_bytes().count(word.encode()) >= times, word)
+
+    def kill(self, name):
+        """Have a client die, and wait until everybody knows."""
+        before = self.log.read_bytes().count(b'"ev":"leave"')
+        self.here.pop(name).kill()
+        self.recorded('"ev":"leave"', before + 1)
+
+    def compare(self):
+        """End the room; returns how many lines each talker saw."""
+        assert self.server.end() == 0
+        replays, tape = [], tape_of(self.log.read_bytes())
+        for talker in self.talkers:
+            if not talker.cut:
+                assert talker.process.wait(helpers.SECONDS) == 0
+            mine = [seat.n for seat in tape.index().seats if seat.names[0][1] == talker.name]
+            seat = mine[[other for other in self.talkers if other.name == talker.name].index(talker)]
+            shown = played(self.log, who=str(seat), instant=True).splitlines(True)
+            printed = talker.events()
+            if talker.cut:
+                printed = printed[:-1] if printed and not printed[-1].endswith("\n") else printed
+                assert printed == shown[:len(printed)]
+            else:
+                assert printed == shown
+            replays.append(len(printed))
+        return replays
+
+
+needs_signals = pytest.mark.skipif(sys.platform == "win32", reason="needs the signals of Unix")
+
+
+@needs_signals
+def test_the_replay_of_a_seat_is_what_that_client_printed(tmp_path):
+    with Room(tmp_path, "--history", "2") as room, helpers.joined(room.server, "rows") as peer:
+        ann, bob = room.come("ann"), room.come("боб")
+        for line in ("привет, боб", "/me waves 👋", "/tell боб psst", "/who", "/nick server"):
+            ann.type(line)
+        bob.out.expect("ann → you .private.: psst")
+        bob.type("/r yes")
+        ann.out.expect("боб → you .private.: yes")
+        ann.type("/nick anna")
+        ann.type("БОБ?")
+        peer.say("one\ntwo\n12:00 three", "\x1b[2J")
+        room.recorded("[2J")
+        bob.leave()
+        zoe = room.come("zoe")
+        again = room.come("боб")
+        again.type("back")
+        ann.out.expect("боб: back")
+        zoe.leave()
+        assert all(count >= 6 for count in room.compare())
+        replies = [len(talker.out.text().splitlines()) - len(talker.events()) for talker in room.talkers]
+        assert replies == [5, 3, 1, 1]
+    assert again.out.text() != bob.out.text()
+
+
+@needs_signals
+def test_what_a_killed_client_printed_is_the_beginning_of_its_replay(tmp_path):
+    with Room(tmp_path) as room:
+        ann, bob = room.come("ann"), room.come("bob")
+        bob.type("one")
+        bob.out.expect("bob: one")
+        room.kill("bob")
+        ann.type("two")
+        ann.out.expect("ann: two")
+        assert room.compare() == [7, 4]
+
+
+@needs_signals
+def test_what_a_client_printed_that_was_too_slow_is_the_beginning_of_its_replay(tmp_path):
+    with Room(tmp_path) as room, helpers.joined(room.server, "loud") as loud:
+        room.come("ann", read=False).cut = True
+        room.recorded('"join","n":2')
+        cut = False
+        while not cut:
+            loud.say("😀" * 4000)
+            cut = any(line.get("why") == "slow" for line in loud.until(ev="say"))
+        room.here["ann"].read()
+        room.here["ann"].out.expect("too slow")
+        room.here["ann"].process.wait(helpers.SECONDS)
+        assert room.compare()[0] > 3
+
+
+@needs_signals
+@pytest.mark.parametrize("seed", range(4))
+def test_a_random_evening_is_replayed_to_everybody_as_they_saw_it(tmp_path, seed):
+    chance, number = random.Random(seed), itertools.count()
+    with Room(tmp_path, "--history", chance.choice("0 3 50".split())) as room:
+        room.come("ann")
+        for step in range(25):
+            name = chance.choice(["ann", "боб", "李雷"])
+            if name not in room.here:
+                room.come(name)
+                continue
+            talker = room.here[name]
+            what = chance.choice(["say", "say", "me", "tell", "who", "error", "nick", "leave", "kill"])
+            if what == "leave" and len(room.here) > 1:
+                room.here.pop(name).leave()
+            elif what == "kill" and len(room.here) > 1:
+                room.kill(name)
+            else:
+                talker.type({"me": "/me does", "tell": f"/tell {chance.choice(list(room.here))} psst",
+                             "who": "/who", "error": "/nick server",
+                             "nick": f"/nick {name}{next(number)}"}.get(what, f"hi {name}"))
+                talker.type(f"step {step}")
+                talker.out.expect(f"step {step}$")
+        assert len(room.compare()) >= 2
