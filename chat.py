@@ -1644,8 +1644,8 @@ class Screen:
     # The functions it is given are called in the main thread: `take` with each entered line, which stays
     # if it returns False; `prompt` and `status` for the texts before and below the line; `complete` with
     # what stands before the cursor, for (how much of it is completed, by which words). `show`, `refresh`,
-    # `give_back` and `end` may be called by any thread, and never wait. Without `take` there is only a
-    # status where the input line would be, and keys act by themselves, until `ask` opens the line.
+    # `give_back` and `end` may be called by any thread, and never wait. Without `take` nothing can be typed
+    # and keys act by themselves, until `ask` opens the line.
 
     def __init__(self, take, prompt, status, complete, keys):
         # Imported here, since serve, replay and help start without it. It must not ask the terminal for
@@ -1680,7 +1680,8 @@ class Screen:
             prompt_continuation=lambda width, row, wrapped: "" if wrapped else "... ", erase_when_done=True)
         self.session.default_buffer.read_only = ~self.typing
         # The library's own toolbar shows only where the terminal tells the cursor's position.
-        bar = Window(FormattedTextControl(status), height=1, style="class:bottom-toolbar", always_hide_cursor=True)
+        bar = Window(FormattedTextControl(status), dont_extend_height=True, style="class:bottom-toolbar",
+                     always_hide_cursor=True)
         self.session.layout.container.children.append(bar)
         # Printing happens in raw mode. In cooked mode, where run_in_terminal would switch to, the terminal
         # itself shows keys that are pressed meanwhile, in the middle of what is printed.
@@ -3455,6 +3456,12 @@ def play(tape, **options):
     def columns():
         return screen.session.app.output.get_size().columns
 
+    def rows_below():
+        # Below the cursor, which stays at the left edge: a terminal that becomes narrower breaks rows, and
+        # what is above the cursor then could not be found again.
+        status = player.status(columns())
+        return [("noreverse", status + " " * (columns() - len(status)) + "\n"), ("", PLAYER_BAR)]
+
     def matching(before):
         names = map(clean_row, tape.known.names if tape.known else ())
         return len(before), [name for name in names if name_key(name).startswith(name_key(before))]
@@ -3467,7 +3474,7 @@ def play(tape, **options):
         screen.end()
 
     keys["q"] = keys["й"] = quit_player
-    screen = make_screen(None, lambda: player.status(columns()), lambda: PLAYER_BAR, matching, keys)
+    screen = make_screen(None, lambda: "", rows_below, matching, keys)
     if not screen:
         return False
     player.ask = screen.ask

@@ -519,8 +519,12 @@ class Screen(terminal.Terminal):
         return self.rows()[-2] if len(self.rows()) > 1 and self.rows()[-1].startswith(" space pause") else ""
 
     def said(self):
-        """What was shown, without times, above status and keys."""
-        return [re.sub(r"^\d\d:\d\d ", "", row) for row in self.text().split("\n")[:-2]]
+        """What was shown, without times, above the input line, status and keys."""
+        return [re.sub(r"^\d\d:\d\d ", "", row) for row in self.text().split("\n")[:-3]]
+
+    def see_prompt(self, typed):
+        """Wait until the input line, above status and keys, is exactly this."""
+        self.wait(lambda: self.rows()[-3:-2] == [typed], typed)
 
 
 @pytest.fixture

@@ -96,3 +96,19 @@ def test_three_people_talk_one_leaves_one_comes_late(tmux, tmp_path):
         assert lines_of(tmux.screen(name))[1:] == replayed, name
     assert any(line.endswith(f"боб: {LONG_CYRILLIC}") for line in replayed)
     assert any(line.endswith(f"eve: {LONG_EMOJI}") for line in replayed)
+
+
+def test_a_player_whose_window_gets_narrower_and_wider_leaves_nothing_among_the_lines(tmux):
+    # tmux breaks rows that are too long now, and joins them again, as most terminals do.
+    tmux.open("wall", f"seq 100; {CHAT} replay demo --max-gap 0.5")
+    for number, columns in enumerate((70, 40, 30, 100), 1):
+        tmux.see("wall", "^playing  ")
+        tmux.run("resize-window", "-t", "wall", "-x", str(columns), "-y", "30")
+        tmux.type("wall", "+")
+        tmux.see("wall", rf"^playing  .* {2 ** number}x ")
+    tmux.see("wall", "^the end  ")
+    rows = tmux.screen("wall").split("\n")
+    assert [row for row in rows if re.match("playing|paused| space", row)] == [
+        row for row in rows if row.startswith(" space pause")][-1:]
+    tmux.type("wall", "q")
+    tmux.see("wall", "Pane is dead")
