@@ -1731,7 +1731,8 @@ class Screen:
 
     def ask(self, question, answer):
         """Have a line typed, and call `answer` with it unless the person thinks better of it."""
-        self.question, self.answer = question, answer
+        self.answer, self.question = answer, question
+        self.refresh()
 
     def _answer(self, event, text=None):
         self.question = ""
@@ -3394,7 +3395,10 @@ class Player:
 
     def change_seat(self):
         """Ask for somebody, and show what that person saw."""
-        self.order(self.tape.index)  # so that Tab knows the names
+        self.order(self._ask_for_seat)
+
+    def _ask_for_seat(self):
+        self.tape.index()  # so that Tab knows the names
         self.ask("as whom (nobody: all that was said)", lambda text: self.order(self._take_seat, text.strip()))
 
     def change_loop(self):

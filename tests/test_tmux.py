@@ -111,4 +111,7 @@ def test_a_player_whose_window_gets_narrower_and_wider_leaves_nothing_among_the_
     assert [row for row in rows if re.match("playing|paused| space", row)] == [
         row for row in rows if row.startswith(" space pause")][-1:]
     tmux.type("wall", "q")
-    tmux.see("wall", "Pane is dead")
+    until = time.monotonic() + 20
+    while tmux.run("display-message", "-p", "-t", "wall", "#{pane_dead}") != "1\n":
+        assert time.monotonic() < until
+        time.sleep(0.05)
