@@ -135,6 +135,7 @@ SCREEN_BATCH = 8 << 10, 32 << 10  # characters in the first batch, and in the la
 BATCH_SECONDS = 0.005  # what writing one may take; more, and the next is half as large
 SCREEN_LINES = 1000  # waiting for a terminal; what is beyond is counted, not shown
 SCREEN_CHARACTERS = 256 << 10  # the same
+DEAR_LINES = 20  # that are not skipped with the rest
 MUTE_MINUTES = 5
 GATHER_SECONDS = 0.01  # between two looks at what has come, while much comes
 UNSENT_SECONDS = 1.0  # after which a line without its echo counts as still on its way
@@ -1631,8 +1632,10 @@ def complete(before, commands, names):
     return len(word), sorted(found for found in words if name_key(found).startswith(name_key(word)))
 
 
-class Later(collections.namedtuple("Later", "size render")):
+class Later(collections.namedtuple("Later", "size render dear", defaults=(False,))):
     """A line that is turned into pieces, by calling `render`, only if it is printed: a flood mostly is not."""
+
+    # Dear are the lines that somebody waits for, such as their own: of these the newest are not skipped.
 
 
 class Screen:
@@ -1668,6 +1671,7 @@ class Screen:
         self.lock, self.loop, self.printing = threading.Lock(), None, False
         self.ending, self.over = False, False  # asked to end; the input line is gone
         self.waiting, self.size, self.skipped, self.bell = collections.deque(), 0, 0, False
+        self.kept = collections.deque()  # dear lines among the skipped
         self.batch, self.growth = SCREEN_BATCH[0], 4  # a batch may grow by one part in so many
         self.skip_note = ""  # said behind the count of skipped lines
         self.question = ""  # what is asked just now
@@ -1784,8 +1788,15 @@ class Screen:
                 self.size += later.size
             self.bell = self.bell or bell
             while len(self.waiting) > SCREEN_LINES or self.size > SCREEN_CHARACTERS:
-                self.size -= self.waiting.popleft().size
+                line = self.waiting.popleft()
+                self.size -= line.size
                 self.skipped += 1
+                if line.dear and line.size < SCREEN_CHARACTERS // DEAR_LINES:
+                    self.kept.append(line)
+                    self.skipped -= 1
+                if len(self.kept) > DEAR_LINES:
+                    self.kept.popleft()
+                    self.skipped += 1
             begin = bool(self.loop) and not self.printing  # waking the loop for each line would cost most
             self.printing = self.printing or begin
         if self.over:
@@ -1826,6 +1837,8 @@ class Screen:
             skipped, bell, self.skipped, self.bell = self.skipped, self.bell, 0, False
             if skipped:
                 texts.append(self._text([("system", f"… {skipped:,} lines skipped{self.skip_note}")]))
+            texts += [self._text(line.render()) for line in self.kept]
+            self.kept.clear()
             while self.waiting and size < self.batch:
                 later = self.waiting.popleft()
                 self.size -= later.size
@@ -2459,8 +2472,10 @@ class Client:
         for line, event in fresh:
             self._notice(event)
             if not self._is_hidden(event):
-                bell = bell or self._rings(event)
-                lines.append(Later(len(line), functools.partial(self._render, event, self.name, self.times)))
+                rings = self._rings(event)
+                bell = bell or rings
+                lines.append(Later(len(line), functools.partial(self._render, event, self.name, self.times),
+                                   rings or self._is_mine(event)))
         self.show(lines, bell=bell)
 
     def _render(self, event, name, times):

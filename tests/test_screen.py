@@ -216,6 +216,19 @@ def test_a_flood_keeps_the_newest_thousand_lines_and_counts_the_rest(screen, too
     assert rest == [str(number) for number in range(too_many, chat.SCREEN_LINES + too_many)]
 
 
+def test_what_somebody_waits_for_is_not_skipped_with_the_rest(screen):
+    def dear(text):
+        return chat.Later(len(text), lambda: [("text", text)], True)
+
+    screen.show([dear("mine")] + numbered(10) + [dear(f"for me {number}") for number in range(chat.DEAR_LINES)])
+    screen.show(numbered(chat.SCREEN_LINES))
+    screen.over = True
+    screen.show([])
+    first, *rest = "".join(screen.written).split("\r\n")[:-1]
+    assert first == "\x1b[2m… 11 lines skipped\x1b[0m"
+    assert rest[:chat.DEAR_LINES + 1] == [*(f"for me {number}" for number in range(chat.DEAR_LINES)), "0"]
+
+
 def test_the_count_of_skipped_lines_is_told_once_and_with_its_note(screen):
     screen.skip_note = " (they are in the recording)"
     screen.show(numbered(chat.SCREEN_LINES + 5))
