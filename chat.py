@@ -3309,9 +3309,9 @@ class Player:
     def _note(self, text):
         self.show([[("system", f"— {clean_row(text)} —")]])
 
-    def _jump(self, t, why=""):
+    def _jump(self, t):
         t = min(max(t, self._first()), self.length)
-        self._note(f"{'back' if t < self.position() else 'on'} at {minutes(t)}{why}")
+        self._note(f"{'back' if t < self.position() else 'on'} at {minutes(t)}")
         self.moment, self.told, self.shown, self.ended = t, 0, self._now(), False
 
     def _skip(self, seconds):
@@ -3342,7 +3342,7 @@ class Player:
                 moment, count = scene[0], count + 1 if scene[0] == moment else 0
                 if told:
                     told -= 1
-                elif any(wanted in plain(pieces).casefold() for pieces in rows_of([scene], self.tape.session, times="off")):
+                elif wanted in "\n".join(map(plain, rows_of([scene], self.tape.session, times="off"))).casefold():
                     self._jump(moment)
                     self.told, self.stepping = count, self.paused
                     return
@@ -3400,13 +3400,20 @@ class Player:
         self._set(speed=min(max(self.speed * factor, slowest), fastest) if factor else 1.0)
 
     def find(self):
-        """Ask for a text, and go to where it is next."""
-        self.ask(f"find [{self.searched}]" if self.searched else "find",
-                 lambda text: self.order(self._jump_to_text, text or self.searched) if text or self.searched else None)
+        """Ask for a text, and go to where it is next; nothing means the same as before."""
+        def answer(text):
+            if text or self.searched:
+                self.order(self._jump_to_text, text or self.searched)
+
+        self.ask(f"find [{self.searched}]" if self.searched else "find", answer)
 
     def go_to(self):
         """Ask for a time, and go there."""
-        self.ask("go to (such as 1:23)", lambda text: self.order(lambda: self._jump(parse_minutes(text))) if text else None)
+        def answer(text):
+            if text:
+                self.order(lambda: self._jump(parse_minutes(text)))
+
+        self.ask("go to (such as 1:23)", answer)
 
     def change_seat(self):
         """Ask for somebody, and show what that person saw."""
@@ -3830,10 +3837,10 @@ def _told_all(session, survey, words):
     def time_of(t):
         return clock(session, t, "long") if t is not None else "—"
 
-    participants = [f"| {' → '.join(markdown(name) for n, name in seat.names)} | {time_of(seat.t)} | {time_of(seat.left)} "
-                    f"| {seat.said} |" for seat in survey.seats]
-    if survey.server_said:
-        participants.append(f"| server | — | — | {survey.server_said} |")
+    rows = [(" → ".join(markdown(name) for n, name in seat.names), time_of(seat.t), time_of(seat.left), seat.said)
+            for seat in survey.seats]
+    rows += [("server", "—", "—", survey.server_said)] * bool(survey.server_said)
+    participants = [f"| {' | '.join(map(str, row))} |" for row in rows]
     course = [f"- {time_of(event['t'])} {_told(event, words)}" for event in survey.course]
     return {"room": markdown(session["room"]), "date": session["start"][:10], "time": clock(session, 0.0),
             "length": _duration(survey.end, words), "people": str(survey.people()), "messages": str(survey.messages),
@@ -4228,7 +4235,8 @@ def _run_replay(options):
                       options.redact)
     if options.report:
         if options.who or options.start is not None or options.end is not None:
-            options.parser.error("--report tells of the whole session, from every seat; leave out --as, --from and --to")
+            options.parser.error("--report tells of the whole session, from every seat; leave out --as, --from "
+                                 "and --to")
         return print(write_report(options.file, options.report, options.lang or "en", options.redact))
     return replay(options.file, options.who, options.start, options.end, options.speed, options.max_gap,
                   options.instant, options.follow, options.loop, options.times, options.redact)
