@@ -390,6 +390,21 @@ def test_a_recording_is_chosen_and_replayed(opened, tmp_path):
     back_in_the_menu(screen)
 
 
+@needs_terminal
+def test_a_report_is_made_and_the_next_one_gets_a_folder_of_its_own(opened, tmp_path):
+    screen = opened()
+    for folder, language in (("report-demo-en", "1"), ("report-demo-en-2", "2")):
+        press(screen, "What would you like to do?", "4\r")
+        press(screen, "Which one?", "2\r")
+        press(screen, "In which language?", f"{language}\r")
+        see_question(screen, rf"^Folder for the report \[{folder}\]:")
+        screen.type("\r")
+        screen.see(rf"^{folder}/report.md$")
+        back_in_the_menu(screen)
+    assert "Lab report" in (tmp_path / "report-demo-en" / "report.md").read_text(encoding="utf-8")
+    assert "Отчёт" in (tmp_path / "report-demo-en-2" / "report.md").read_text(encoding="utf-8")
+
+
 # --- what is remembered ---
 
 
