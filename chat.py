@@ -114,6 +114,7 @@ WHO_PEOPLE = 100  # a `who` costs one request for each so many people that it li
 
 RECALL = 10, 60.0  # lines and seconds that are shown again from another seat
 FOLLOW_SECONDS = 0.1  # between looks at a file that grows
+INDEX_SECONDS = 1.0  # that Tab waits for the names
 TICK_SECONDS = 0.25  # between two drawings of a player's status
 SKIP_SECONDS = 5.0  # an arrow key goes so far
 SPEEDS = 0.25, 128.0  # that keys can reach
@@ -3417,10 +3418,7 @@ class Player:
 
     def change_seat(self):
         """Ask for somebody, and show what that person saw."""
-        self.order(self._ask_for_seat)
-
-    def _ask_for_seat(self):
-        self.tape.index()  # so that Tab knows the names
+        self.order(self.tape.index)  # so that Tab knows the names
         self.ask("as whom (nobody: all that was said)", lambda text: self.order(self._take_seat, text.strip()))
 
     def change_loop(self):
@@ -3489,6 +3487,9 @@ def play(tape, **options):
         return [("noreverse", status + " " * (columns() - len(status)) + "\n"), ("", PLAYER_BAR)]
 
     def matching(before):
+        until = time.monotonic() + INDEX_SECONDS
+        while not tape.known and time.monotonic() < until:
+            time.sleep(TICK_SECONDS / 10)  # the player's thread is looking who there is
         names = map(clean_row, tape.known.names if tape.known else ())
         return len(before), [name for name in names if name_key(name).startswith(name_key(before))]
 
