@@ -3942,6 +3942,15 @@ def print_recordings(folder=None):
         print(f"{path}\n    {label}")
 
 
+def _open_output(target):
+    # The same bytes in a pipe as in a file, whatever this system writes its texts in.
+    if target:
+        return open(target, "w", encoding="utf-8", newline="\n")
+    if hasattr(sys.stdout, "reconfigure") and not sys.stdout.isatty():
+        sys.stdout.reconfigure(encoding="utf-8", newline="\n")
+    return contextlib.nullcontext(sys.stdout)
+
+
 def export(path, kind, target, who=None, start=None, end=None, max_gap=2.0, redacted=False):
     """Write a recorded session in another form into a file, or to stdout without one."""
     with open_tape(path, redacted) as tape:
@@ -3949,7 +3958,7 @@ def export(path, kind, target, who=None, start=None, end=None, max_gap=2.0, reda
         if target and os.path.exists(target) and os.path.exists(path) and os.path.samefile(target, path):
             raise ChatError(f"{target} is the recording itself; choose another name")
         scenes = between(tape.scenes(seat, start or 0.0), start or 0.0, end)
-        with open(target, "w", encoding="utf-8", newline="\n") if target else contextlib.nullcontext(sys.stdout) as out:
+        with _open_output(target) as out:
             EXPORTS[kind](tape, scenes, out, seat, max_gap)
 
 

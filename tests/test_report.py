@@ -70,6 +70,12 @@ def test_an_export_is_the_same_the_second_time_into_a_file_and_on_stdout(sample,
     assert made(sample, kind) == made(sample, kind) == (tmp_path / "out").read_bytes().decode()
 
 
+def test_an_export_does_not_depend_on_what_this_system_writes_texts_in():
+    done = subprocess.run([*CHAT, "replay", "demo", "--txt"], stdout=subprocess.PIPE, check=True,
+                          env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert "привет! меня видно?" in done.stdout.decode()
+
+
 @pytest.mark.parametrize("words", [["--instant"], *([f"--{kind}"] for kind in KINDS), ["--report", "folder"]])
 def test_no_prompt_toolkit_is_loaded_for_an_export(words, tmp_path):
     told = "import sys, chat; code = chat.main(); sys.stderr.write(str('prompt_toolkit' in sys.modules))"
