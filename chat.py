@@ -3559,6 +3559,18 @@ def replay(path, who=None, start=None, end=None, speed=1.0, max_gap=2.0, instant
 # gives the same bytes. The texts of page and report are files in sessions/.
 
 
+def _open_output(target):
+    # The same bytes in a pipe as in a file, whatever this system writes its texts in.
+    if target:
+        try:
+            return open(target, "w", encoding="utf-8", newline="\n")
+        except OSError as error:
+            raise ChatError(f"cannot write {target}: {error.strerror}") from None
+    if hasattr(sys.stdout, "reconfigure") and not sys.stdout.isatty():
+        sys.stdout.reconfigure(encoding="utf-8", newline="\n")
+    return contextlib.nullcontext(sys.stdout)
+
+
 def write_transcript(tape, scenes, out, seat, max_gap):
     """Write what was to be seen, as plain text."""
     out.writelines(plain(pieces) + "\n" for pieces in rows_of(scenes, tape.session, seat))
@@ -3828,7 +3840,7 @@ def write_report(path, folder, language="en", redacted=False):
     # A section whose content there is not, such as the marks of a session without, is left out.
     sections = [section for section in re.split("(?m)^(?=##)", body)
                 if all(values[name] for name in re.findall(r"\{(\w+)\}", section))]
-    with open(file, "w", encoding="utf-8", newline="\n") as out:
+    with _open_output(file) as out:
         out.write(re.sub(r"\{(\w+)\}", lambda found: values[found.group(1)], "".join(sections)))
     return file
 
@@ -3879,7 +3891,7 @@ def _draw_moment(tape, folder, numbers, moment, words):
     for seat, number in zip(windows, numbers):
         whose = f"seat-{seat.n}" if seat else "recording" if tape.viewer else "server"
         name = f"{number:02}-{moment.what}-{whose}.svg"
-        with open(os.path.join(folder, name), "w", encoding="utf-8", newline="\n") as out:
+        with _open_output(os.path.join(folder, name)) as out:
             title = write_picture(tape, between(tape.scenes(seat), 0.0, moment.t), out, seat)
         caption = words["window"].format(who=markdown(title)) if seat or tape.viewer else words["server"]
         mark = f" — {markdown(moment.text)}" if moment.text else ""
@@ -3940,15 +3952,6 @@ def print_recordings(folder=None):
     samples = [] if folder else [(name, f"a sample: {words}") for name, (file, words) in SAMPLES.items()]
     for path, label in recordings + samples:
         print(f"{path}\n    {label}")
-
-
-def _open_output(target):
-    # The same bytes in a pipe as in a file, whatever this system writes its texts in.
-    if target:
-        return open(target, "w", encoding="utf-8", newline="\n")
-    if hasattr(sys.stdout, "reconfigure") and not sys.stdout.isatty():
-        sys.stdout.reconfigure(encoding="utf-8", newline="\n")
-    return contextlib.nullcontext(sys.stdout)
 
 
 def export(path, kind, target, who=None, start=None, end=None, max_gap=2.0, redacted=False):

@@ -92,6 +92,14 @@ def test_a_file_of_another_kind_is_not_written(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def test_what_cannot_be_written_is_told_in_one_sentence(tmp_path):
+    for words in (["--svg", tmp_path / "no" / "lab.svg"], ["--report", tmp_path / "file" / "report"]):
+        (tmp_path / "file").write_text("no folder")
+        done = subprocess.run([*CHAT, "replay", "demo", *words], stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (1, b"", 1)
+        assert str(words[1].name).encode() in done.stderr
+
+
 def test_a_recording_is_never_written_over(tmp_path):
     path = put(tmp_path / "lab.txt", session(join("ann", 1.0)))
     with pytest.raises(chat.ChatError, match="is the recording itself"):
