@@ -1806,7 +1806,7 @@ class Screen:
             self._call(self._start_printing)
 
     def show_all(self, lines):
-        """The same, but wait while so much is waiting that something would be skipped."""
+        """The same, for a thread that can wait while so much is waiting that something would be skipped."""
         while not self.over and (len(self.waiting) > SCREEN_LINES // 2 or self.size > SCREEN_CHARACTERS // 2):
             time.sleep(SCREEN_SECONDS)
         self.show(lines)
@@ -2963,8 +2963,14 @@ def replacer(names):
         return others.get(name_key(value)) or words.sub(
             lambda found: others[name_key(longest[found.lastindex - 1])], value)
 
-    return lambda event: {field: value if field in ("ev", "re", "here", "start", "code", "why") else replace(value)
-                          for field, value in event.items()}
+    def change(event):
+        # What the program itself has put into an event that it knows is no name.
+        known = event.get("ev") in EVENTS or event.get("re") in REPLIES or "here" in event and "ev" not in event
+        kept = ("ev", "re", "here", "start", "code") if known else ()
+        return {field: value if field in kept or field == "why" and value in tuple(LEFT) else replace(value)
+                for field, value in event.items()}
+
+    return change
 
 
 class Seat:
@@ -3081,7 +3087,7 @@ class Tape:
                 event = event_of(line)
                 if event:
                     return self.change(event), not rest
-            if step >= size:
+            if step >= size or step > REPLY_BYTES:  # no line is so long
                 return None, not rest
             step *= 8
 
@@ -3237,7 +3243,8 @@ class Player:
             self.length = max(self._first(), min(self.length, self.end))
 
     def _now(self):
-        return self.ran if self.paused else self.ran + (self.clock() - self.since) * self.speed
+        with self.news:  # all of it from before a key or from after it
+            return self.ran if self.paused else self.ran + (self.clock() - self.since) * self.speed
 
     # --- the player's thread ---
 
@@ -3257,6 +3264,9 @@ class Player:
                     self.orders.popleft()()
                 except ChatError as error:
                     self._note(str(error))
+                except ValueError:
+                    if not self.over:  # else the file was closed while it was looked through
+                        raise
 
     def _play(self):
         self.ended, self.due = False, self.shown  # an order that came to nothing delays nothing
@@ -3428,7 +3438,7 @@ class Player:
     def help(self):
         """List the keys."""
         for keys, shown, words, run in PLAYER_KEYS:
-            self.show([[("system", f"— {shown.ljust(12)} {words}")]])
+            self.order(self.show, [[("system", f"— {shown.ljust(12)} {words}")]])
 
     def stop(self):
         """Let `run` return."""
@@ -3753,10 +3763,10 @@ def people_at(tape, t):
     """Who was in the room after all that happened up to this time, as far as the recording tells."""
     people, heard = {}, -1
     for event in tape.events():
+        if event["t"] > t:
+            break
         if event.get("re") == "welcome":
             people, heard = dict.fromkeys(event["people"]), event["n"]
-        elif event["t"] > t:
-            break
         elif "ev" in event and not is_history(event, heard):
             fold(people, event)
     return people
@@ -3926,8 +3936,8 @@ def _describe_recording(tape):
         people, messages = survey.people(), survey.messages
         facts.append(f"{people} {'person' if people == 1 else 'people'}")
         facts.append(f"{messages} {'message' if messages == 1 else 'messages'}")
-    facts.append(minutes(last["t"]))
-    facts.append("torn" if not whole else "complete" if last.get("ev") in ("end", "leave") else "not ended")
+    facts.append(minutes(last["t"] if last else 0.0))
+    facts.append("torn" if not whole else "complete" if last and last.get("ev") in ("end", "leave") else "not ended")
     if tape.viewer:
         facts.append(f"as {clean_row(tape.viewer)} saw it")
     return start.timestamp(), ", ".join(facts)
@@ -3951,7 +3961,7 @@ def print_recordings(folder=None):
         raise ChatError(f"there is no recording in {folder}")
     samples = [] if folder else [(name, f"a sample: {words}") for name, (file, words) in SAMPLES.items()]
     for path, label in recordings + samples:
-        print(f"{path}\n    {label}")
+        print(f"{clean_row(path)}\n    {label}")
 
 
 def export(path, kind, target, who=None, start=None, end=None, max_gap=2.0, redacted=False):
@@ -3985,7 +3995,7 @@ def choose(title, labels):
     print(f"\n{title}")
     for number, label in enumerate(labels, 1):
         print(f"  {number}. {label}")
-    return ask_until("Number", "1", lambda text: range(len(labels))[_whole(text, len(labels)) - 1])
+    return ask_until("Number", "1", lambda text: _whole(text, len(labels)) - 1)
 
 
 def _whole(text, most):
@@ -4048,7 +4058,8 @@ def _menu_report():
         return folder
 
     folder = ask_until("Folder for the report", free, check)
-    return ["replay", recording, "--report", folder] + ["--lang", language] * (language != "en")
+    # In one word, else a folder that begins with a dash would be taken for an option.
+    return ["replay", recording, f"--report={folder}"] + ["--lang", language] * (language != "en")
 
 
 def _menu_give():
@@ -4079,7 +4090,7 @@ def menu(run):
             if words:
                 python = "py" if sys.platform == "win32" else "python3"
                 program = os.path.basename(sys.argv[0])
-                print(f"\n{python} {program} {' '.join(map(shlex.quote, words))}\n", flush=True)
+                print(f"\n{python} {program} {clean_row(' '.join(map(shlex.quote, words)))}\n", flush=True)
                 run(words)
         except ChatError as error:
             if error.code == "no-answer":
@@ -4232,6 +4243,8 @@ def _run_replay(options):
     kinds = [kind for kind in EXPORTS if getattr(options, kind) is not None]
     if options.start is not None and options.end is not None and options.end < options.start:
         options.parser.error("--to is before --from")
+    if options.times != TIMES[0] and (kinds or options.report):
+        options.parser.error("--times is for what is shown, not for what is written")
     if options.lang and not options.report:
         options.parser.error("--lang goes with --report; a page asks the browser for its language")
     if (kinds or options.report) and is_private(options.file):

@@ -223,7 +223,7 @@ def test_a_report_asks_of_what_in_which_language_and_where(piped, tmp_path):
     code, out = piped(REPORT, "3", "2", "taken", "", QUIT)
     assert code == 0
     assert "there is a report in taken already." in out
-    assert f"\n{PYTHON} chat.py replay demo --report report-demo --lang ru\n" in out
+    assert f"\n{PYTHON} chat.py replay demo --report=report-demo --lang ru\n" in out
     assert "Отчёт по лабораторной" in (tmp_path / "report-demo" / "report.md").read_text(encoding="utf-8")
     assert (tmp_path / "taken" / "report.md").read_text() == "conclusions"
     assert menus(out) == 2
