@@ -229,6 +229,12 @@ def test_a_report_asks_of_what_in_which_language_and_where(piped, tmp_path):
     assert menus(out) == 2
 
 
+def test_a_folder_for_a_report_may_begin_with_a_dash(piped, tmp_path):
+    code, out = piped(REPORT, "1", "1", "-x", QUIT)
+    assert (code, menus(out)) == (0, 2)
+    assert (tmp_path / "-x" / "report.md").exists()
+
+
 def test_giving_tells_where_the_file_is_and_what_to_type_there(piped):
     code, out = piped(GIVE, QUIT)
     assert code == 0

@@ -808,3 +808,15 @@ def test_a_pipe_gets_plain_lines(tmp_path, stdin):
     lines = done.stdout.decode().splitlines()
     assert (done.returncode, lines[0], lines[-1]) == (0, f"12:00 {ROWS[0]}", "12:01 -- the room is closed")
     assert "\x1b" not in done.stdout.decode() and len(lines) == len(LESSON)
+
+
+@needs_terminal
+def test_the_list_of_keys_in_a_flood_stops_nothing(opened):
+    many = recording(*[(number / 1e5, "say", ann(f"line {number}")) for number in range(20_000)])
+    screen = opened(many, "--speed", "1000")
+    screen.see("line ")
+    for _ in range(20):
+        screen.type("?")
+        screen.read(0.01)
+    screen.type("q")
+    assert screen.exit_code() == 0

@@ -1054,6 +1054,7 @@ def test_wrong_options_are_wrong_usage(recorded, capsys, options):
                                             (["--from", "1:75"], "1:75 is no time"),
                                             (["--from", "2", "--to", "1"], "--to is before --from"),
                                             (["--lang", "ru"], "--lang goes with --report"),
+                                            (["--txt", "--times", "off"], "--times is for what is shown"),
                                             (["--report", "r", "--as", "ann"], "tells of the whole session"),
                                             (["--max-gap", "-1"], "'-1' is not a number of seconds")],
                          ids=str)

@@ -128,6 +128,12 @@ def test_other_names_stand_for_all_names_in_everything_that_is_made(tmp_path):
         assert not re.search(r"\b(ann|zoe|боря)\b", text, re.IGNORECASE), text
 
 
+def test_other_names_stand_in_events_that_nobody_knows_too(tmp_path):
+    strange = {"who": "Boris", "here": "Boris", "code": "for Boris", "why": "Boris", "start": "Boris"}
+    path = put(tmp_path / "lab.jsonl", session(join("Boris", 1.0), ("file", 2.0, strange)))
+    assert "Boris" not in made(path, "txt", "--redact")
+
+
 def test_a_person_is_still_found_by_their_name_where_another_stands_for_it(tmp_path):
     text = made("demo", "txt", "--as", "Гриша", "--redact")
     assert "гриша" not in text and text.count("joined") == 4
@@ -222,6 +228,14 @@ def test_nothing_is_to_be_seen_from_a_seat_before_it_was_taken(tmp_path):
                           stderr=subprocess.PIPE)
     assert (done.returncode, done.stdout) == (1, b"")
     assert "гриша joined at 0:53, and before that saw nothing" in done.stderr.decode()
+
+
+def test_the_bar_of_somebody_who_came_twice_tells_who_was_there_then(tmp_path):
+    path = put(tmp_path / "own.jsonl", [
+        {"re": "welcome", "t": 1.0, "you": "bob", "n": 0, "people": ["bob"]}, *session(join("bob", 1.0)),
+        {"re": "welcome", "t": 60.0, "you": "bob", "n": 8, "people": ["amy", "bob"]}, join_event(9, 60.0, "bob", 1)])
+    assert rows_in(made(path, "svg", "--at", "5"))[-1] == " lab | recorded | 1 here: bob"
+    assert rows_in(made(path, "svg"))[-1] == " lab | recorded | 2 here: amy, bob"
 
 
 def test_a_picture_shows_the_end_of_a_long_session(tmp_path):
@@ -468,6 +482,19 @@ def test_recordings_are_listed_newest_first_with_their_state(tmp_path, capsys):
         "2026-01-03 09:00  new, 1 person, 1 message, 0:02, not ended",
         "2026-01-02 09:00  torn, 1 person, 1 message, 0:02, torn",
         "2026-01-01 09:00  old, 1 person, 1 message, 1:01, complete"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such names there")
+def test_no_name_of_a_file_is_obeyed_by_the_terminal(tmp_path, capsys):
+    put(tmp_path / "a\x1b[31m\nb.jsonl", SCENE)
+    assert len(listed(tmp_path, capsys)) == 2
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the file would fill the disk there")
+def test_a_recording_whose_end_is_no_line_is_torn_and_not_read_whole(tmp_path, capsys):
+    path = put(tmp_path / "lab.jsonl", SCENE)
+    os.truncate(path, 8 << 30)  # of which the disk holds nothing
+    assert listed(tmp_path, capsys)[1].strip() == "2026-11-20 12:00  lab, 0:00, torn"
 
 
 def test_of_a_large_recording_only_both_ends_are_read(tmp_path, capsys, monkeypatch):
