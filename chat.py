@@ -3581,6 +3581,13 @@ def _open_output(target):
     return contextlib.nullcontext(sys.stdout)
 
 
+def _tell_if_private(tape):
+    # What one person was told alone is theirs to hand round, but they should know that they do.
+    if tape.viewer and any(event.get("re") == "tell" for event in tape.events()):
+        print("(this is somebody's own recording: what was said to them alone is in what you make of it)",
+              file=sys.stderr)
+
+
 def write_transcript(tape, scenes, out, seat, max_gap):
     """Write what was to be seen, as plain text."""
     out.writelines(plain(pieces) + "\n" for pieces in rows_of(scenes, tape.session, seat))
@@ -3839,6 +3846,7 @@ def write_report(path, folder, language="en", redacted=False):
     with open_tape(path, redacted) as tape:
         if os.path.exists(file):
             raise ChatError(f"{file} exists already, perhaps with somebody's conclusions; choose another folder")
+        _tell_if_private(tape)
         survey, pictures, numbers = Survey(tape.events()), collections.defaultdict(list), itertools.count(1)
         make_folder(file)
         for moment in find_moments(tape.events()):
@@ -3946,12 +3954,6 @@ def _describe_recording(tape):
 EXPORTS = {"txt": write_transcript, "cast": write_cast, "svg": write_picture, "html": write_page}
 
 
-def is_private(path):
-    """Whether this recording holds lines that only one person was given."""
-    with open_tape(path) as tape:
-        return bool(tape.viewer) and any(event.get("re") == "tell" for event in tape.events())
-
-
 def print_recordings(folder=None):
     """Print the recordings in a folder, else those in sessions/ and the samples."""
     if folder and not os.path.isdir(folder):
@@ -3970,6 +3972,7 @@ def export(path, kind, target, who=None, start=None, end=None, max_gap=2.0, reda
         seat = _choose_seat(tape, who, end)
         if target and os.path.exists(target) and os.path.exists(path) and os.path.samefile(target, path):
             raise ChatError(f"{target} is the recording itself; choose another name")
+        _tell_if_private(tape)
         scenes = between(tape.scenes(seat, start or 0.0), start or 0.0, end)
         with _open_output(target) as out:
             EXPORTS[kind](tape, scenes, out, seat, max_gap)
@@ -4247,9 +4250,6 @@ def _run_replay(options):
         options.parser.error("--times is for what is shown, not for what is written")
     if options.lang and not options.report:
         options.parser.error("--lang goes with --report; a page asks the browser for its language")
-    if (kinds or options.report) and is_private(options.file):
-        print("(this is somebody's own recording: what was said to them alone is in what you make of it)",
-              file=sys.stderr)
     if options.redact:
         print("(other names stand for all names, but inflected and short forms of names remain: look for them)",
               file=sys.stderr)

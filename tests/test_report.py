@@ -107,6 +107,14 @@ def test_a_recording_is_never_written_over(tmp_path):
     assert len((tmp_path / "lab.txt").read_bytes().splitlines()) == 2
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/stdin"), reason="no name for stdin here")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_recording_may_come_out_of_a_pipe(kind):
+    done = subprocess.run([*CHAT, "replay", "/dev/stdin", f"--{kind}"], input=chat.shipped("sample-lab.jsonl"),
+                          stdout=subprocess.PIPE, check=True)
+    assert done.stdout.decode() == made("demo", kind)
+
+
 @pytest.mark.parametrize("words", [[], ["--as", "боря"], ["--from", "0:30", "--to", "1:00"], ["--as", "18"]])
 def test_a_transcript_is_what_a_replay_prints(words):
     assert made("demo", "txt", *words) == replayed("demo", *words)
