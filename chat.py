@@ -570,6 +570,11 @@ def render(event, session, viewer=None, times=TIMES[0]):
     return pieces if parts else []
 
 
+def as_history(pieces):
+    """The pieces of something that was said before, which are not to catch the eye."""
+    return [("history", text) for style, text in pieces]
+
+
 def plain(pieces):
     """The pieces as text without styles."""
     return "".join([text for style, text in pieces])
@@ -1614,6 +1619,13 @@ def run_command(commands, subject, line):
     command.run(subject, *given)
 
 
+def one_of(words, word):
+    """The word, if a command takes it; raises a ChatError that lists those that it takes."""
+    if word not in words:
+        raise ChatError(f"it can be: {' '.join(words)}")
+    return word
+
+
 def help_lines(commands):
     """The list of these commands, as lines of pieces."""
     width = max(len(name) + len(command.usage) for name, command in commands.items()) + 3
@@ -1672,7 +1684,7 @@ class Screen:
         self.lock, self.loop, self.printing = threading.Lock(), None, False
         self.ending, self.over = False, False  # asked to end; the input line is gone
         self.waiting, self.size, self.skipped, self.bell = collections.deque(), 0, 0, False
-        self.kept = collections.deque()  # dear lines among the skipped
+        self.kept = collections.deque([], DEAR_LINES)  # the newest dear lines among the skipped
         self.batch, self.growth = SCREEN_BATCH[0], 4  # a batch may grow by one part in so many
         self.skip_note = ""  # said behind the count of skipped lines
         self.question = ""  # what is asked just now
@@ -1794,10 +1806,6 @@ class Screen:
                 self.skipped += 1
                 if line.dear and line.size < SCREEN_CHARACTERS // DEAR_LINES:
                     self.kept.append(line)
-                    self.skipped -= 1
-                if len(self.kept) > DEAR_LINES:
-                    self.kept.popleft()
-                    self.skipped += 1
             begin = bool(self.loop) and not self.printing  # waking the loop for each line would cost most
             self.printing = self.printing or begin
         if self.over:
@@ -1835,7 +1843,7 @@ class Screen:
         # From then on the terminal's speed is about known, and batches grow slowly towards it.
         texts, size = [], 0
         with self.lock:
-            skipped, bell, self.skipped, self.bell = self.skipped, self.bell, 0, False
+            skipped, bell, self.skipped, self.bell = self.skipped - len(self.kept), self.bell, 0, False
             if skipped:
                 texts.append(self._text([("system", f"… {skipped:,} lines skipped{self.skip_note}")]))
             texts += [self._text(line.render()) for line in self.kept]
@@ -2212,9 +2220,7 @@ def _console_mark(console, text):
 
 def _console_log(console, switch):
     room = console.room
-    if switch not in ("on", "off"):
-        raise ChatError("it can be: on off")
-    if (switch == "on") == bool(room.recording):
+    if (one_of(("on", "off"), switch) == "on") == bool(room.recording):
         raise ChatError(f"recording is {switch} already")
     room.record(new_recording(default_path(room.name), room.session_line) if switch == "on" else None)
     if room.recording:
@@ -2481,7 +2487,7 @@ class Client:
 
     def _render(self, event, name, times):
         pieces = render(event, self.session, name, times)
-        return [("history", text) for style, text in pieces] if is_history(event, self.heard) else pieces
+        return as_history(pieces) if is_history(event, self.heard) else pieces
 
     def _is_fresh(self, event):
         n = event.get("n") if "ev" in event else None
@@ -2667,24 +2673,18 @@ def _run_ignore(client, name):
 
 
 def _run_quiet(client, switch):
-    client.quiet = _one_of(("on", "off"), switch) == "on"
+    client.quiet = one_of(("on", "off"), switch) == "on"
     client.say_here(f"who comes and goes is {'hidden' if client.quiet else 'shown'}")
 
 
 def _run_bell(client, when):
-    client.bell = _one_of(("on", "off", "all"), when)
+    client.bell = one_of(("on", "off", "all"), when)
     client.say_here(f"bell: {when}")
 
 
 def _run_times(client, form):
-    client.times = _one_of(TIMES, form)
+    client.times = one_of(TIMES, form)
     client.say_here(f"times: {form}")
-
-
-def _one_of(words, word):
-    if word not in words:
-        raise ChatError(f"it can be: {' '.join(words)}")
-    return word
 
 
 def _run_quit(client):
@@ -2938,7 +2938,7 @@ def rows_of(scenes, session, seat=None, times=TIMES[0]):
     for moment, viewer, event in scenes:
         pieces = render(event, session, viewer, times)
         if begin and is_history(event, begin - 1):
-            pieces = [("history", text) for style, text in pieces]
+            pieces = as_history(pieces)
         if pieces:
             yield pieces
 
@@ -3371,7 +3371,7 @@ class Player:
         whose = f"{clean_row(self.viewer)} ({self.seat.n})" if who else "everybody"
         self._note(f"what {whose} saw, at {minutes(self.moment)}")
         for pieces in rows_of(scenes, self.tape.session, times=self.times):
-            self.show([[("history", text) for style, text in pieces]])
+            self.show([as_history(pieces)])
 
     # --- keys ---
 
