@@ -788,17 +788,20 @@ def read_session(file, inside=False, private=False):
         yield event
 
 
-def fold(people, event):
-    """Bring up to date who is here, {name: seat}, by one more event."""
-    word = event.get("ev")
+def fold(people, event, seat_of=lambda join: join["n"]):
+    """Bring up to date who is here, {name: seat}, by one more event; returns the seats that it ended."""
+    word, ended = event.get("ev"), []
     if word == "join":
-        people[event["who"]] = event["n"]
-    elif word == "leave":
-        people.pop(event["who"], None)
+        ended = [people[event["who"]]] if event["who"] in people else []  # of a leave that is missing
+        people[event["who"]] = seat_of(event)
+    elif word == "leave" and event["who"] in people:
+        ended = [people.pop(event["who"])]
     elif word == "nick" and event["who"] in people:
         people[event["name"]] = people.pop(event["who"])
     elif word == "end":
+        ended = list(people.values())
         people.clear()
+    return ended
 
 
 def recover(path):
@@ -2990,20 +2993,13 @@ class Seat:
 
 def take_seats(here, event):
     """Bring up to date who sits where, {name: Seat}, by one more event; returns a seat that was taken by it."""
-    word, who = event.get("ev"), event.get("who")
-    if word == "join":
-        if who in here:  # their leave is missing
-            here[who].last, here[who].left = event["n"] - 1, event["t"]
-        here[who] = Seat(event)
-        return here[who]
-    if word == "nick" and who in here:
-        here[event["name"]] = here.pop(who)
-        here[event["name"]].names.append((event["n"], event["name"]))
-    elif word in ("leave", "end"):
-        for name in [who] * (who in here) if word == "leave" else list(here):
-            seat = here.pop(name)
-            seat.last, seat.left = event["n"], event["t"]
-    return None
+    word = event.get("ev")
+    renamed = here.get(event["who"]) if word == "nick" else None
+    for seat in fold(here, event, Seat):
+        seat.last, seat.left = event["n"] - (word == "join"), event["t"]
+    if renamed:
+        renamed.names.append((event["n"], event["name"]))
+    return here[event["who"]] if word == "join" else None
 
 
 class Growing:
