@@ -3438,9 +3438,7 @@ class Player:
 
     def stop(self):
         """Let `run` return."""
-        with self.news:
-            self.over = True
-            self.news.notify_all()
+        self._set(over=True)
 
     def position(self):
         """The moment of the session at which the player is."""
@@ -3499,14 +3497,14 @@ def play(tape, **options):
         names = map(clean_row, tape.known.names if tape.known else ())
         return len(before), [name for name in names if name_key(name).startswith(name_key(before))]
 
-    player = Player(tape, lambda lines: screen.show_all(lines), lambda: screen.refresh(), **options)
+    def changed():
+        if player.over:
+            screen.end()
+        else:
+            screen.refresh()
+
+    player = Player(tape, lambda lines: screen.show_all(lines), changed, **options)
     keys = {key: functools.partial(run, player) for keys, shown, words, run in PLAYER_KEYS for key in keys}
-
-    def quit_player():
-        player.stop()
-        screen.end()
-
-    keys["q"] = keys["й"] = quit_player
     screen = make_screen(None, lambda: "", rows_below, matching, keys)
     if not screen:
         return False
