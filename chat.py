@@ -34,7 +34,7 @@ The rules of the house:
     7. Requests, commands, events and styles are tables. No mutable state at module level.
 
 The map:
-    limits, lines, rendering, session file, room, doors, screen, server, client, replay, report, menu,
+    limits, lines, rendering, session file, room, view, doors, screen, server, client, replay, report, menu,
     command line
 """
 
@@ -570,11 +570,6 @@ def render(event, session, viewer=None, times=TIMES[0]):
     return pieces if parts else []
 
 
-def as_history(pieces):
-    """The pieces of something that was said before, which are not to catch the eye."""
-    return [("history", text) for style, text in pieces]
-
-
 def plain(pieces):
     """The pieces as text without styles."""
     return "".join([text for style, text in pieces])
@@ -786,50 +781,6 @@ def read_session(file, inside=False, private=False):
                 yield remark(t, f"{missing:,} {'line was' if missing == 1 else 'lines were'} not recorded here")
             expected = n + 1
         yield event
-
-
-def fold(people, event, seat_of=lambda join: join["n"]):
-    """Bring up to date who is here, {name: seat}, by one more event; returns the seats that it ended."""
-    word, ended = event.get("ev"), []
-    if word == "join":
-        ended = [people[event["who"]]] if event["who"] in people else []  # of a leave that is missing
-        people[event["who"]] = seat_of(event)
-    elif word == "leave" and event["who"] in people:
-        ended = [people.pop(event["who"])]
-    elif word == "nick" and event["who"] in people:
-        people[event["name"]] = people.pop(event["who"])
-    elif word == "end":
-        ended = list(people.values())
-        people.clear()
-    return ended
-
-
-def recover(path):
-    """What a server needs to go on in its own session file: its session, last event, people, end, size."""
-    # The whole file is read once, which also finds who was in the room when a server died. Its end, for
-    # the history of newcomers, is whole events only.
-    session, last, people, size = None, None, {}, 0
-    tail, tail_size = collections.deque(), 0
-    with open(path, "rb") as file:
-        for number, line in read_lines(file):
-            size, event = file.tell(), event_of(line)
-            if number == 1:
-                session = event if event and event.get("ev") == "session" else None
-            if not session:
-                break
-            check_version(session)
-            if not event or "ev" not in event or type(event.get("n")) is not int:
-                continue
-            last = event
-            fold(people, event)
-            if number > 1:
-                tail.append(line)
-                tail_size += len(line)
-            while tail_size > HISTORY_BYTES:
-                tail_size -= len(tail.popleft())
-    if not session:
-        raise ChatError(f"{path} is not a session that a server recorded; choose another name")
-    return session, last, people, b"".join(tail), size
 
 
 # === room =========================================================================================
@@ -1348,6 +1299,113 @@ class Room:
         return min(dues) if dues else None
 
 
+# === view =========================================================================================
+# What one person knows of a room, built up event by event: a client is one of these with a connection, a
+# seat in a recording is one that is fed from a file. Presence is nothing else than this sum. And the
+# commands, the lines that begin with a slash: tables, from which help and completion come.
+
+
+class View:
+    """What one person knows of a room: who they are, who is here, what was said before they came."""
+
+    # Without a name it is nobody's in particular: all that was said to everyone.
+
+    __slots__ = "session", "name", "heard", "people", "recorded", "over"
+
+    def __init__(self, session=None, name=None, heard=-1):
+        self.session, self.name = session, name
+        self.heard = heard  # the newest n when they came: up to there it is history
+        self.people = {}  # name: seat, or None where that was not told
+        self.recorded = self.over = False
+
+    def take(self, event):
+        """Keep up with one more event or reply; returns the seats that it ended."""
+        word, ended = event.get("ev"), []
+        if word in ("say", "me"):  # nearly all are, and change nothing
+            return ended
+        if event.get("re") == "welcome":
+            self.name, self.heard, self.over = event["you"], event["n"], False
+            self.people, self.recorded = dict.fromkeys(event["people"]), event.get("recorded") is True
+        elif word == "session":
+            self.session = event
+        elif word == "notice" and type(event.get("recorded")) is bool:
+            self.recorded = event["recorded"]
+        elif self.is_history(event):
+            pass  # those who were here by then stood in the welcome
+        elif word == "join":
+            ended = [self.people[event["who"]]] if event["who"] in self.people else []  # of a leave that is missing
+            self.people[event["who"]] = event["n"]
+        elif word == "leave" and event["who"] in self.people:
+            ended = [self.people.pop(event["who"])]
+        elif word == "nick":
+            if event["who"] in self.people:
+                self.people[event["name"]] = self.people.pop(event["who"])
+            if event["who"] == self.name:
+                self.name = event["name"]
+        elif word == "end":
+            ended, self.people, self.over = list(self.people.values()), {}, True
+        return ended
+
+    def is_history(self, event):
+        """Whether this event was over when they came, and they were told of it afterwards."""
+        return "ev" in event and type(event.get("n")) is int and 0 < event["n"] <= self.heard
+
+    def render(self, event, times=TIMES[0]):
+        """The event as pieces, as this person sees it; history is not to catch the eye."""
+        pieces = render(event, self.session, self.name, times)
+        return [("history", text) for style, text in pieces] if self.is_history(event) else pieces
+
+    def bar(self, recorded):
+        """The text of the bar below the input line: the room, whether it is recorded, and who is here."""
+        people = ", ".join(map(clean_row, self.people))
+        return f" {clean_row(self.session['room'])} | {recorded} | {len(self.people)} here: {people}"
+
+
+class Command(collections.namedtuple("Command", "usage help run")):
+    """What a line that begins with a slash does: run(subject, *the words that its usage names)."""
+
+
+def run_command(commands, subject, line):
+    """Run the slash command that this line is; raises a ChatError if there is none such."""
+    word, _, rest = line[1:].partition(" ")
+    command = commands.get(word)
+    if not command:
+        near = difflib.get_close_matches(word, commands, 1, 0.5)
+        hint = f"did you mean /{near[0]}?" if near else "/help lists what there is"
+        raise ChatError(f"there is no command /{clean_row(word)[:20]}; {hint}")
+    wanted = command.usage.split()
+    given = rest.split(None, len(wanted) - 1) if wanted else []
+    if len(given) < sum(not name.startswith("[") for name in wanted):
+        raise ChatError(f"usage: /{word} {command.usage}")
+    command.run(subject, *given)
+
+
+def one_of(words, word):
+    """The word, if a command takes it; raises a ChatError that lists those that it takes."""
+    if word not in words:
+        raise ChatError(f"it can be: {' '.join(words)}")
+    return word
+
+
+def help_lines(commands):
+    """The list of these commands, as lines of pieces."""
+    width = max(len(name) + len(command.usage) for name, command in commands.items()) + 3
+    return [[("system", f"-- {f'/{name} {command.usage}'.ljust(width)} {command.help}")]
+            for name, command in commands.items()]
+
+
+def complete(before, commands, names):
+    """What Tab makes of the text before the cursor: (how much of it, the words that may stand there)."""
+    head, _, word = before.rpartition(" ")
+    if not head and before.startswith("/"):
+        words, word = [f"/{name} " for name in commands], before
+    elif word.startswith("@"):
+        words = [f"@{name} " for name in names]
+    else:
+        words = [f"{name} " if " " in before or before.startswith("/") else f"{name}: " for name in names]
+    return len(word), sorted(found for found in words if name_key(found).startswith(name_key(word)))
+
+
 # === doors ========================================================================================
 # How a socket becomes a member. Each has a thread here that alone receives from it; sending is the
 # room's. Two socket objects stand on one descriptor, both non-blocking for the system: one with a
@@ -1601,51 +1659,6 @@ def printer(stream):
             stream.flush()
 
     return print_lines
-
-
-class Command(collections.namedtuple("Command", "usage help run")):
-    """What a line that begins with a slash does: run(subject, *the words that its usage names)."""
-
-
-def run_command(commands, subject, line):
-    """Run the slash command that this line is; raises a ChatError if there is none such."""
-    word, _, rest = line[1:].partition(" ")
-    command = commands.get(word)
-    if not command:
-        near = difflib.get_close_matches(word, commands, 1, 0.5)
-        hint = f"did you mean /{near[0]}?" if near else "/help lists what there is"
-        raise ChatError(f"there is no command /{clean_row(word)[:20]}; {hint}")
-    wanted = command.usage.split()
-    given = rest.split(None, len(wanted) - 1) if wanted else []
-    if len(given) < sum(not name.startswith("[") for name in wanted):
-        raise ChatError(f"usage: /{word} {command.usage}")
-    command.run(subject, *given)
-
-
-def one_of(words, word):
-    """The word, if a command takes it; raises a ChatError that lists those that it takes."""
-    if word not in words:
-        raise ChatError(f"it can be: {' '.join(words)}")
-    return word
-
-
-def help_lines(commands):
-    """The list of these commands, as lines of pieces."""
-    width = max(len(name) + len(command.usage) for name, command in commands.items()) + 3
-    return [[("system", f"-- {f'/{name} {command.usage}'.ljust(width)} {command.help}")]
-            for name, command in commands.items()]
-
-
-def complete(before, commands, names):
-    """What Tab makes of the text before the cursor: (how much of it, the words that may stand there)."""
-    head, _, word = before.rpartition(" ")
-    if not head and before.startswith("/"):
-        words, word = [f"/{name} " for name in commands], before
-    elif word.startswith("@"):
-        words = [f"@{name} " for name in names]
-    else:
-        words = [f"{name} " if " " in before or before.startswith("/") else f"{name}: " for name in names]
-    return len(word), sorted(found for found in words if name_key(found).startswith(name_key(word)))
 
 
 class Later(collections.namedtuple("Later", "size render dear", defaults=(False,))):
@@ -2024,6 +2037,34 @@ def new_recording(path, head):
     return Recording(path, head, 0 if os.path.exists(path) and not os.path.getsize(path) else None)
 
 
+def recover(path):
+    """What a server needs to go on in its own session file: its session, last event, people, end, size."""
+    # The whole file is read once, which also finds who was in the room when a server died. Its end, for
+    # the history of newcomers, is whole events only.
+    session, last, size, view = None, None, 0, View()
+    tail, tail_size = collections.deque(), 0
+    with open(path, "rb") as file:
+        for number, line in read_lines(file):
+            size, event = file.tell(), event_of(line)
+            if number == 1:
+                session = event if event and event.get("ev") == "session" else None
+            if not session:
+                break
+            check_version(session)
+            if not event or "ev" not in event or type(event.get("n")) is not int:
+                continue
+            last = event
+            view.take(event)
+            if number > 1:
+                tail.append(line)
+                tail_size += len(line)
+            while tail_size > HISTORY_BYTES:
+                tail_size -= len(tail.popleft())
+    if not session:
+        raise ChatError(f"{path} is not a session that a server recorded; choose another name")
+    return session, last, view.people, b"".join(tail), size
+
+
 def open_room(name, log, history, max_people):
     """A room, recorded if `log` names a file: a new one, or its own session to go on in."""
     room = Room(name, history, max_people)
@@ -2389,16 +2430,6 @@ def is_talk(event):
     return event.get("ev") in ("say", "me") or event.get("re") == "tell"
 
 
-def bar_text(room, recorded, people):
-    """What the bar below the input line says."""
-    return f" {clean_row(room)} | {recorded} | {len(people)} here: {', '.join(map(clean_row, people))}"
-
-
-def is_history(event, heard):
-    """Whether somebody to whom this n is the newest at the welcome was told of this event afterwards."""
-    return "ev" in event and type(event.get("n")) is int and 0 < event["n"] <= heard
-
-
 class Client:
     """One person's side of a room, whatever screen it is shown on."""
 
@@ -2408,14 +2439,13 @@ class Client:
     def __init__(self, host, port, log=None, times=TIMES[0]):
         self.host, self.port, self.log = host, port, log
         self.show, self.changed, self.give_back = (lambda *anything, **more: None,) * 3
-        self.name = self.session = self.connection = self.recording = self.receiver = None
+        self.view = View()
+        self.connection = self.recording = self.receiver = None
         self.n = -1  # of the newest event: what comes again after a lost connection is passed over
-        self.heard = -1  # of the newest event at the welcome: up to there it is history
         self.state = "out"  # then in, lost (and may join again), rejoining, over
         self.busy = 0.0  # when something came last
         self.leaving = self.asked = False  # asked: the question after a bare "quit" is open
         self.failure = None  # the sentence that a script should hear at the end
-        self.people, self.recorded = {}, False  # who is here; whether the server records
         self.ids = itertools.count(1)
         self.line, self.unconfirmed = "", {}  # id: (line, when sent), until the server answers it
         self.news = threading.Condition()  # of state and unconfirmed
@@ -2434,11 +2464,11 @@ class Client:
                     raise
                 name = choose_name(error)
         self.connection, batches, opening = entered
-        welcome = opening[0][1]
-        self.name, self.heard, self.state, self.failure = welcome["you"], welcome["n"], "in", None
-        self.people, self.recorded = dict.fromkeys(welcome["people"]), welcome.get("recorded") is True
-        if self.session is None or self.session["id"] != opening[1][1]["id"]:
-            self.session, self.n = opening[1][1], -1
+        before, self.state, self.failure = self.view.session, "in", None
+        for line, event in opening[:2]:
+            self.view.take(event)
+        if before is None or before["id"] != self.view.session["id"]:
+            self.n = -1
             self._begin_recording()
         self.receiver = threading.Thread(target=self._receive, args=(batches, opening), name="receiver", daemon=True)
         self.receiver.start()
@@ -2447,7 +2477,7 @@ class Client:
         if self.log is None:
             return
         self._end_recording()
-        path = self.log or default_path(self.session["room"], self.name)
+        path = self.log or default_path(self.view.session["room"], self.view.name)
         make_folder(path)
         self.recording = Recording(path)
         self.log = ""  # a new session later goes into a new file
@@ -2484,13 +2514,9 @@ class Client:
             if not self._is_hidden(event):
                 rings = self._rings(event)
                 bell = bell or rings
-                lines.append(Later(len(line), functools.partial(self._render, event, self.name, self.times),
+                lines.append(Later(len(line), functools.partial(self.view.render, event, self.times),
                                    rings or self._is_mine(event)))
         self.show(lines, bell=bell)
-
-    def _render(self, event, name, times):
-        pieces = render(event, self.session, name, times)
-        return as_history(pieces) if is_history(event, self.heard) else pieces
 
     def _is_fresh(self, event):
         n = event.get("n") if "ev" in event else None
@@ -2500,7 +2526,7 @@ class Client:
         return fresh
 
     def _is_mine(self, event):
-        return "ev" not in event or event.get("who") == self.name
+        return "ev" not in event or event.get("who") == self.view.name
 
     def _is_hidden(self, event):
         if is_talk(event):
@@ -2508,23 +2534,19 @@ class Client:
         return self.quiet and event.get("ev") in ("join", "leave", "nick")
 
     def _rings(self, event):
-        if self.bell == "off" or not is_talk(event) or event["who"] == self.name or is_history(event, self.heard):
+        if self.bell == "off" or not is_talk(event) or event["who"] == self.view.name or self.view.is_history(event):
             return False
-        return "re" in event or self.bell == "all" or bool(find_mentions(clean(event["text"]), self.name))
+        return "re" in event or self.bell == "all" or bool(find_mentions(clean(event["text"]), self.view.name))
 
     def _notice(self, event):
         # Keep up with what an event means for this person; most lines are just somebody else's words.
-        if event.get("ev") in ("say", "me") and event["who"] != self.name:
+        if event.get("ev") in ("say", "me") and event["who"] != self.view.name:
             return
         word, answer, mine = event.get("ev"), event.get("re"), self._is_mine(event)
-        if word == "nick" and mine and not is_history(event, self.heard):
-            self.name = event["name"]
-        elif answer == "tell" and event["who"] != self.name:
+        self.view.take(event)
+        self.leaving = self.leaving or self.view.over
+        if answer == "tell" and event["who"] != self.view.name:
             self.last_teller = event["who"]
-        elif word == "end" and not is_history(event, self.heard):
-            self.leaving = True
-        elif word == "notice" and type(event.get("recorded")) is bool:
-            self.recorded = event["recorded"]
         elif answer == "error" and event["code"] in ("slow", "kicked"):
             self.failure = clean_row(event["text"])
         with self.news:
@@ -2532,8 +2554,6 @@ class Client:
             self.news.notify_all()
         if answer == "error" and line:
             self.give_back(line)
-        if word in ("join", "leave", "nick") and not is_history(event, self.heard):
-            fold(self.people, event)
         if line or word in ("join", "leave", "nick", "notice"):
             self.changed()
 
@@ -2599,7 +2619,7 @@ class Client:
 
     def _rejoin(self):
         try:
-            self.join(self.name, self._next_name)
+            self.join(self.view.name, self._next_name)
         except ChatError as error:
             self.state = "lost"
             self.say_here(f"{error}; Enter tries again, /quit leaves", "error")
@@ -2616,13 +2636,13 @@ class Client:
         unsent = sum(when <= late for text, when in list(self.unconfirmed.values()))
         state = {"in": f" ({unsent} unsent)" if unsent else "", "lost": " (disconnected, Enter to rejoin)",
                  "rejoining": " (joining)"}.get(self.state, " (leaving)")
-        return f"{self.name}{state}> "
+        return f"{self.view.name}{state}> "
 
     def status(self):
         """The text of the bar below: the room, who is here, and whether it is recorded."""
-        recorded = "recorded" if self.recorded else "not recorded"
-        own = ", by you too" if self.recording and self.recorded else " but by you" if self.recording else ""
-        return bar_text(self.session["room"], recorded + own, self.people)
+        recorded = "recorded" if self.view.recorded else "not recorded"
+        own = ", by you too" if self.recording and self.view.recorded else " but by you" if self.recording else ""
+        return self.view.bar(recorded + own)
 
     def leave(self):
         """Say goodbye, wait for the server's last line, and close everything."""
@@ -2830,7 +2850,7 @@ def join(address="", name=None, log=None, times=TIMES[0]):
 def open_screen(client):
     """A terminal for this client; None, and a hint, where there cannot be one."""
     screen = make_screen(client.take_line, client.prompt, client.status,
-                         lambda before: complete(before, COMMANDS, client.people),
+                         lambda before: complete(before, COMMANDS, client.view.people),
                          {"f2": lambda: _next_times(client)})
     if screen:
         if client.log is not None:
@@ -2937,11 +2957,9 @@ def pace(timed, speed, clock=time.monotonic, sleep=time.sleep):
 
 def rows_of(scenes, session, seat=None, times=TIMES[0]):
     """Yield what is to be seen of these scenes, as lists of pieces; what a seat was told of before is history."""
-    begin = seat.n if seat else 0
-    for moment, viewer, event in scenes:
-        pieces = render(event, session, viewer, times)
-        if begin and is_history(event, begin - 1):
-            pieces = as_history(pieces)
+    view = View(session, heard=seat.n - 1 if seat else -1)
+    for moment, view.name, event in scenes:
+        pieces = view.render(event, times)
         if pieces:
             yield pieces
 
@@ -2991,15 +3009,33 @@ class Seat:
         return [name for since, name in self.names if since <= max(n, self.n)][-1]
 
 
-def take_seats(here, event):
-    """Bring up to date who sits where, {name: Seat}, by one more event; returns a seat that was taken by it."""
-    word = event.get("ev")
-    renamed = here.get(event["who"]) if word == "nick" else None
-    for seat in fold(here, event, Seat):
-        seat.last, seat.left = event["n"] - (word == "join"), event["t"]
-    if renamed:
-        renamed.names.append((event["n"], event["name"]))
-    return here[event["who"]] if word == "join" else None
+class Seating:
+    """Who sits where, event by event."""
+
+    def __init__(self):
+        self.view, self.seats = View(), {}  # n of the join: Seat
+
+    def take(self, event):
+        """Keep up with one more event; returns the seat that it took, if it did."""
+        if "ev" not in event:
+            return None
+        word, renamed = event["ev"], self.at(event["who"]) if event["ev"] == "nick" else None
+        for n in self.view.take(event):
+            self.seats[n].last, self.seats[n].left = event["n"] - (word == "join"), event["t"]
+        if renamed:
+            renamed.names.append((event["n"], event["name"]))
+        if word != "join":
+            return None
+        self.seats[event["n"]] = Seat(event)
+        return self.seats[event["n"]]
+
+    def at(self, name):
+        """The seat of whoever has this name now; None if nobody has."""
+        return self.seats.get(self.view.people.get(name))
+
+    def here(self):
+        """The seats of those who are in the room now."""
+        return [self.seats[n] for n in self.view.people.values()]
 
 
 class Growing:
@@ -3095,7 +3131,7 @@ class Tape:
         return self.known
 
     def _read_index(self):
-        seats, marks, names, own, here = [], [], {}, [], {}
+        seating, marks, names, own = Seating(), [], {}, []
         self.file.seek(self.begin)
         for number, line in read_lines(self.file):
             event = event_of(line) if line and _landmark.search(line) else None
@@ -3104,13 +3140,13 @@ class Tape:
             event = self.change(event)
             names.update(dict.fromkeys([event[field] for field in ("who", "to", "name")
                                         if type(event.get(field)) is str]))
-            seats += filter(None, [take_seats(here, event)])
+            seating.take(event)
             if event.get("re") == "welcome":
                 own.append(event["n"] + 1)
                 names.update(dict.fromkeys(event["people"]))
             elif event.get("ev") == "mark":
                 marks.append((event["t"], event["text"]))
-        return Index(seats, marks, list(names), own)
+        return Index(list(seating.seats.values()), marks, list(names), own)
 
     def find_seat(self, who, t=None):
         """The seat of this number, or of this name: the first, or the last one taken up to this time."""
@@ -3367,7 +3403,7 @@ class Player:
         whose = f"{clean_row(self.viewer)} ({self.seat.n})" if who else "everybody"
         self._note(f"what {whose} saw, at {minutes(self.moment)}")
         for pieces in rows_of(scenes, self.tape.session, times=self.times):
-            self.show([as_history(pieces)])
+            self.show([[("history", text) for style, text in pieces]])
 
     # --- keys ---
 
@@ -3752,25 +3788,19 @@ def write_picture(tape, scenes, out, seat, max_gap=0):
     rows = list(rows)  # which the following are not to push out
     title = clean_row(name or (seat.names[0][1] if seat else tape.session["room"]))
     if open_still:  # else the program has ended, and its input line is gone
-        people = people_at(tape, last)
-        bar = bar_text(tape.session["room"], "recorded", people)
+        bar = view_at(tape, last).bar("recorded")
         rows += cells([("text", f"{title}> " if name else "> ")], columns)
         rows += cells([("bar", bar.ljust(columns))], columns)[:1]
     out.write(window(rows, title))
     return title
 
 
-def people_at(tape, t):
-    """Who was in the room after all that happened up to this time, as far as the recording tells."""
-    people, heard = {}, -1
-    for event in tape.events():
-        if event["t"] > t:
-            break
-        if event.get("re") == "welcome":
-            people, heard = dict.fromkeys(event["people"]), event["n"]
-        elif "ev" in event and not is_history(event, heard):
-            fold(people, event)
-    return people
+def view_at(tape, t):
+    """What there was to know of the room after all that happened up to this time, as far as the recording tells."""
+    view = View(tape.session)
+    for event in itertools.takewhile(lambda event: event["t"] <= t, tape.events()):
+        view.take(event)
+    return view
 
 
 class Moment:
@@ -3785,14 +3815,14 @@ def find_moments(events):
     """The moments that a report shows: everybody talks, somebody leaves, somebody comes late, each mark."""
     # Everybody talks when more of those in the room have said something than ever before. The newcomer is the
     # last one who was not here before and finds a history.
-    here, known, speakers, lasting = {}, set(), set(), None
+    seating, known, speakers, lasting = Seating(), set(), set(), None
     talk, leave, join, marks = Moment("talk", 0.0), None, None, []
     for event in events:
         word, t = event.get("ev"), event["t"]
-        taken = take_seats(here, event)
+        taken = seating.take(event)
         if word in ("say", "me"):
-            speakers.add(here.get(event["who"]))
-            talking = [seat for seat in here.values() if seat in speakers]
+            speakers.add(seating.at(event["who"]))
+            talking = [seat for seat in seating.here() if seat in speakers]
             if len(talking) > len(talk.seats):
                 talk = lasting = Moment("talk", t, talking)
             elif lasting and t <= lasting.until:
@@ -3804,10 +3834,10 @@ def find_moments(events):
             lasting = None
             if word == "leave" and len(talk.seats) > 1 and not leave:
                 gone = [seat for seat in talk.seats if seat.last == event["n"]]
-                leave = lasting = Moment("leave", t, list(here.values())[:1] + gone, until=t + LASTING_SECONDS)
+                leave = lasting = Moment("leave", t, seating.here()[:1] + gone, until=t + LASTING_SECONDS)
             elif taken and len(speakers) > 1 and event["who"] not in known:
                 join = Moment("join", t, [taken])
-            known.update(here)
+            known.update(seating.view.people)
     return [talk] * bool(talk.seats) + [moment for moment in (leave, join) if moment] + marks
 
 
@@ -3815,18 +3845,20 @@ class Survey:
     """What there is to tell of a session: who took part, how much was said, what else happened, until when."""
 
     def __init__(self, events):
-        self.seats, self.messages, self.server_said, self.course, self.end, here = [], 0, 0, [], 0.0, {}
+        seating, self.messages, self.server_said, self.course, self.end = Seating(), 0, 0, [], 0.0
         for event in events:
             word, self.end = event.get("ev"), max(self.end, event["t"])
-            self.seats += filter(None, [take_seats(here, event)])
+            seating.take(event)
             if word in ("say", "me"):
                 self.messages += 1
-                if event["who"] in here:
-                    here[event["who"]].said += 1
+                seat = seating.at(event["who"])
+                if seat:
+                    seat.said += 1
                 else:
                     self.server_said += 1  # by its console
             elif word in ("join", "leave", "nick", "mark", "notice", "end"):
                 self.course.append(event)
+        self.seats = list(seating.seats.values())
 
     def people(self):
         """How many different people there were, as far as names tell."""

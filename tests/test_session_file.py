@@ -514,10 +514,10 @@ def test_nobody_is_inside_after_the_end(path):
                                                               {"b": 1, "a": 3}),
     ([join(1, "a"), end(2), join(3, "b")], {"b": 3}), ([join(1, "a"), say(2)], {"a": 1})])
 def test_who_is_here_is_what_the_events_add_up_to(lines, people):
-    here = {}
+    view = chat.View()
     for line in lines:
-        chat.fold(here, chat.event_of(line))
-    assert here == people
+        view.take(chat.event_of(line))
+    assert view.people == people
 
 
 def test_the_tail_is_every_line_but_the_first_of_a_short_file(path):
