@@ -107,6 +107,8 @@ HELLO_SECONDS = 30.0  # to say who one is
 READ_BYTES = 1024, 64 << 10  # recv takes the first even while it waits; it grows while it is filled
 IDLE_SECONDS = 2e6  # three weeks: the longest time-out that every system can count
 
+CROWD = 1000  # times a second that a talking thread finds another one at work: many people talk at once
+CROWD_SECONDS = 0.5  # between two looks at that
 RATE = 50  # requests per second and person: nobody types so fast, scripts may
 RATE_BURST = 4  # seconds' worth that may come at once
 RATE_AHEAD = 60.0  # seconds; whoever sent more than that beyond the limit is cut
@@ -783,14 +785,12 @@ def read_session(file, inside=False, private=False):
         yield event
 
 
-# === room =========================================================================================
-# The heart. Many threads append under the lock; one at a time, the holder of the baton, carries what is
-# new out to everyone. A member in step has no state: all are sent the same bytes object. Only a short
-# send makes a Lag, which is a place further back in the chain of chunks; a newcomer is just a member
-# that lags, beginning with its welcome, and a leaver one whose log ends early.
-#
-# The room knows no sockets. What it sends on is anything with `send`, `shutdown` and `close` like those
-# of a non-blocking socket, and `wake` is called when a member waits for its socket or for a time.
+# === log ==========================================================================================
+# The one idea as a class. Events get their number, time and place here and nowhere else, and what is
+# appended stays as it is. The events of a round are one chunk, and the chunks hang on one another like a
+# chain: whoever is not up to date holds a link of it and finds all that follows, however far the log has
+# gone on; what nobody holds any more is gone by itself. So there is no queue per person, and no limit to
+# enforce on one but the distance between two places.
 
 
 class Chunk:
@@ -802,6 +802,98 @@ class Chunk:
         self.data, self.start, self.end = data, start, start + len(data)
         self.last = last  # the n of its last event
         self.next = None
+
+
+class Log:
+    """The events of a session, in their one order."""
+
+    # For every method the lock of the room is held; `seal` is called only by the holder of the baton. It knows
+    # no people and no sockets, only lines: what they mean is the room's business.
+
+    def __init__(self, room):
+        now = datetime.datetime.now().astimezone()
+        self.resume({"ev": "session", "n": 0, "t": 0.0, "v": VERSION, "id": os.urandom(8).hex(),
+                     "start": now.isoformat(timespec="milliseconds"), "room": room})
+
+    def resume(self, session, n=0, t=0.0, tail=b""):
+        """Go on in this session after event n at time t, which ended with these lines."""
+        self.session, self.session_line = session, encode(session)
+        self.n = n
+        self.pending = []  # encoded events since the last chunk
+        self.tail = Chunk(tail, 0, n)
+        self.end = self.tail.end  # the size of the log, with what is pending
+        self.kept = collections.deque([self.tail])  # the newest chunks, for newcomers and the console
+        start = datetime.datetime.fromisoformat(session["start"])
+        self.t = max(t, (datetime.datetime.now().astimezone() - start).total_seconds())
+        self.ticks = time.monotonic(), time.time()
+
+    def seconds(self):
+        """The time of the session; it never falls, whatever the clocks do."""
+        # A laptop that slept shows in the wall clock only, a clock that was set back in the monotonic
+        # one. Less than a second between them is just the two calls, and would add up.
+        before, (steady, wall) = self.ticks, (time.monotonic(), time.time())
+        self.ticks = steady, wall
+        step, jump = steady - before[0], wall - before[1]
+        step = max(step, 0.0)
+        self.t += jump if jump > step + 1 else step
+        return round(self.t, 3)
+
+    def append(self, word, **fields):
+        """Put one event at the end, stamped; returns its line."""
+        line = encode({"ev": word, "n": self.n + 1, "t": self.seconds(), **fields})
+        self._add(line, 1)
+        return line
+
+    def append_talk(self, who, requests):
+        """Put one member's say and me requests at the end, as one batch; `who` is already quoted."""
+        self._add(encode_talk(self.n + 1, self.seconds(), who, requests), len(requests))
+
+    def _add(self, lines, count):
+        # Last of all, so that whatever could not be encoded has left no trace.
+        self.pending.append(lines)
+        self.end += len(lines)
+        self.n += count
+
+    def history(self, most):
+        """Where a newcomer starts to read: (the place, the n of the first line there)."""
+        place, first, talk, lines = self.end, None, 0, 0
+        for data in itertools.chain(reversed(self.pending), (chunk.data for chunk in reversed(self.kept))):
+            for line in reversed(data.split(b"\n")[:-1]):
+                lines += 1
+                if (talk == most or lines > most * HISTORY_STRETCH
+                        or self.end - place + len(line) >= HISTORY_BYTES):
+                    return place, number_of(first) if first else self.n + 1
+                place, first = place - len(line) - 1, line
+                talk += line.startswith((b'{"ev":"say"', b'{"ev":"me"'))
+        return place, number_of(first) if first else self.n + 1
+
+    def seal(self):
+        """Make a chunk of what is pending, and let go of the oldest; returns it, or None if nothing is new."""
+        # The oldest go by what came before this chunk: a newcomer whose history begins back there may be in
+        # the same round, and no history is as long as what is kept.
+        if not self.pending:
+            return None
+        while self.tail.end - self.kept[0].end > KEEP_BYTES:
+            self.kept.popleft()
+        self.tail.next = Chunk(b"".join(self.pending), self.tail.end, self.n)
+        self.tail = self.tail.next
+        self.kept.append(self.tail)
+        self.pending.clear()
+        return self.tail
+
+    def since(self, n):
+        """The chunks in memory that hold events after n; the first may begin earlier."""
+        return list(itertools.takewhile(lambda chunk: chunk.last > n, reversed(self.kept)))[::-1]
+
+
+# === fan-out ======================================================================================
+# How what is new reaches everyone. Many threads append under the lock; one at a time, the holder of the
+# baton, carries out a round. A member in step has no state: all are sent the same bytes object. Only a
+# short send makes a Lag, a place further back in the chain; a newcomer is just a member that lags,
+# beginning with its welcome, and a leaver one whose log ends early.
+#
+# Nothing here knows names, rules or sockets. What is sent on is anything with `send`, `shutdown` and `close`
+# like those of a non-blocking socket.
 
 
 class Lag:
@@ -876,341 +968,157 @@ class Lag:
 class Member:
     """A person in the room, and the way there."""
 
-    __slots__ = "out", "address", "name", "quoted", "key", "seat", "left", "muted", "lag", "watched", "alone"
+    # A member's life, and who turns the page. The room decides under the lock, the next round carries it out:
+    #
+    #   coming    its hello was taken: it has a name and a seat. The round makes it
+    #   lagging   it has a Lag, first of all its welcome. When that is empty, `push` makes it
+    #   in step   `instep` has its send, and there is nothing else to know. A short send, or a letter that finds
+    #             its socket full, makes it lag again
+    #   leaving   its leave was decided, by itself, the host or the fan-out: it is no longer among the people, no
+    #             letter reaches it, its Lag ends with its own leave. Sent to the end, its sending side is shut;
+    #             when its farewell is over, or its socket breaks, both sides are
+    #   buried    nothing is owed to it and its reader thread is gone: its socket is closed, once and never
+    #             earlier, since the system gives a closed socket's number to the next who comes
+    #
+    # Who breaks in the middle has neither Lag nor place in step, and waits for its reader to notice.
+
+    __slots__ = ("address", "name", "quoted", "key", "seat", "left", "muted",  # the room's, under the lock
+                 "out", "lag", "watched", "reader_gone")  # the fan-out's, with the baton
 
     def __init__(self, out, address=""):
         self.out, self.address = out, address
         self.name = self.quoted = self.key = self.seat = self.lag = None
         self.left = False
-        self.muted = 0.0  # until this time of the monotonic clock
-        self.watched = False  # by the helper, until its socket takes more
-        self.alone = False  # its reader is gone
+        self.muted = 0.0  # until this time of the session
+        self.watched = False  # by the caretaker, until its socket takes more
+        self.reader_gone = False
 
 
-class Room:
-    """The log, the people, and the fan-out."""
+# What the next round has to do besides sending what is new, in this order.
+Work = collections.namedtuple("Work", "coming parting letters gone")
 
-    def __init__(self, name="chat", history=HISTORY, max_people=0, wake=lambda: None):
-        self.name, self.history, self.max_people, self.wake = name, history, max_people, wake
-        self.recording = None
+
+class Fanout:
+    """Carries what is new in the log to everyone, round by round."""
+
+    # Three kinds of callers. With the lock held the room leaves word of what the next round is to do: `admit`,
+    # `part`, `post`, `bury`. Without lock and baton anybody calls `flush`. All the rest is done with the baton,
+    # the caretaker's calls too, which waits where a round must not: for full sockets and for farewells.
+    #
+    # `ask` is how it tells the room what it found: that somebody is lost or too slow, or the recording fails.
+
+    def __init__(self, lock, log, ask):
+        self.lock, self.log, self.ask = lock, log, ask
+        self.wake = lambda: None  # calls the caretaker, if there is one
         self.spoken = threading.Event()  # set after each round with something new, for the console
-        # Under the lock:
-        self.lock = threading.Lock()
-        self.people = {}  # name key: member, in the order of their coming
-        self.pending = []  # encoded events since the last round
-        self.coming, self.parting, self.gone, self.letters = [], [], [], []  # for the next round
-        self.arrivals = collections.deque(maxlen=CONSOLE_LINES)  # (seat, address), for the console only
-        self.closed = False
-        # With the baton (`news` is set under the lock):
         self.baton = threading.Lock()
-        self.news = False
+        # Under the lock:
+        self.work = Work([], [], [], [])
+        self.unsent = False  # whether a round has something to do; read without the lock
+        self.met = 0  # how often somebody found the baton taken, which tells how many talk at once; without the lock
+        self.patience = FAREWELL_SECONDS
+        # With the baton:
+        self.recording = None
         self.instep = {}  # member: the send of its socket
         self.lagging = {}  # member: None, in the order of their falling behind
         self.farewells = {}  # member: when its socket is shut, whatever is left to send
-        self.stuck, self.graves = [], []  # for the helper: to be watched, and to be closed
-        self.begin()
+        self.stuck, self.graves = [], []  # for the caretaker: to be watched, and to be closed
 
-    # --- the session, and the log under the lock ---
+    # --- word for the next round: the lock is held ---
 
-    def begin(self, session=None, n=0, t=0.0, tail=b""):
-        """Begin a new session, or go on in a recorded one after event n at time t, which ended thus."""
-        now = datetime.datetime.now().astimezone()
-        self.session = session or {
-            "ev": "session", "n": 0, "t": 0.0, "v": VERSION, "id": os.urandom(8).hex(),
-            "start": now.isoformat(timespec="milliseconds"), "room": self.name}
-        self.name, self.session_line = self.session["room"], encode(self.session)
-        self.n = n
-        self.tail = Chunk(tail, 0, n)
-        self.end = self.tail.end  # the size of the log, with what is pending
-        self.kept = collections.deque([self.tail])  # the newest chunks, for newcomers and the console
-        self.t = max(t, (now - datetime.datetime.fromisoformat(self.session["start"])).total_seconds())
-        self.ticks = time.monotonic(), time.time()
+    def admit(self, member, welcome, place):
+        """Have a newcomer sent its welcome, and the log from this place on."""
+        self.work.coming.append((member, welcome, place))
 
-    def seconds(self):
-        """The time of the session; it never falls, whatever the clocks do."""
-        # A laptop that slept shows in the wall clock only, a clock that was set back in the monotonic
-        # one. Less than a second between them is just the two calls, and would add up.
-        before, (steady, wall) = self.ticks, (time.monotonic(), time.time())
-        self.ticks = steady, wall
-        step, jump = steady - before[0], wall - before[1]
-        step = max(step, 0.0)
-        self.t += jump if jump > step + 1 else step
-        return round(self.t, 3)
+    def part(self, member, place, last):
+        """Have a member's log end at this place, or where it is if that is None, and then this be the last."""
+        self.work.parting.append((member, place, last))
 
-    def append(self, word, **fields):
-        """Put one event at the end of the log, stamped; the lock is held. Returns its n."""
-        self.n += 1
-        self._append(encode({"ev": word, "n": self.n, "t": self.seconds(), **fields}))
-        return self.n
-
-    def _append(self, lines):
-        self.pending.append(lines)
-        self.end += len(lines)
-        self.news = True
-
-    def _write(self, member, fields):
-        if not member.left:  # nothing follows one's own leave
-            self.letters.append((member, encode(fields)))
-            self.news = True
-
-    def _history(self):
-        # Where a newcomer starts to read: (place in the log, n of the first line there).
-        place, first, talk, lines = self.end, None, 0, 0
-        for data in itertools.chain(reversed(self.pending), (chunk.data for chunk in reversed(self.kept))):
-            for line in reversed(data.split(b"\n")[:-1]):
-                lines += 1
-                if (talk == self.history or lines > self.history * HISTORY_STRETCH
-                        or self.end - place + len(line) >= HISTORY_BYTES):
-                    return place, number_of(first) if first else self.n + 1
-                place, first = place - len(line) - 1, line
-                talk += line.startswith((b'{"ev":"say"', b'{"ev":"me"'))
-        return place, number_of(first) if first else self.n + 1
-
-    # --- what members do; each takes the lock for a moment ---
-
-    def join(self, member, name, id=None):
-        """Let a newcomer in under this name, or raise the ChatError that says why not."""
-        name = check_name(name)
-        with self.lock:
-            if member.seat is not None:
-                raise ChatError("you are in the room already")
-            if self.closed:
-                raise ChatError("this room is closed", "full")
-            if self.max_people and len(self.people) >= self.max_people:
-                raise ChatError(f"this room is full: {self.max_people} people", "full")
-            self._check_free(name)
-            member.name, member.quoted, member.key = name, quote(name), name_key(name)
-            place, first = self._history()
-            self.people[member.key] = member
-            people = ",".join([other.quoted for other in self.people.values()])
-            welcome = encode_welcome(self.seconds(), member.quoted, self.n, people, id, bool(self.recording))
-            member.seat = self.append("join", who=name, **{"from": first})
-            self.coming.append((member, welcome, place))
-            self.arrivals.append((member.seat, member.address))
-
-    def _check_free(self, name):
-        key = name_key(name)
-        if key not in self.people:
-            return
-        stem = name[:NAME_POINTS - 5]
-        free = next(f"{stem}-{number}" for number in itertools.count(2)
-                    if name_key(f"{stem}-{number}") not in self.people)
-        raise ChatError(f"the name {name} is taken; {free} is free", "name-taken", free)
-
-    def talk(self, member, requests):
-        """Append one member's say and me requests, as one batch."""
-        with self.lock:
-            if member.muted:
-                requests = [request for request in requests if not self._is_muted(member, request)]
-            if requests and not member.left:
-                self._append(encode_talk(self.n + 1, self.seconds(), member.quoted, requests))
-                self.n += len(requests)
-
-    def _is_muted(self, member, request):
-        wait = member.muted - time.monotonic()
-        if wait <= 0:
-            return False
-        error = ChatError(f"you are muted for {wait / 60:.0f} more minutes" if wait > 90 else
-                          f"you are muted for {wait + 1:.0f} more seconds", "muted")
-        self._write(member, self.error(error, request.get("id")))
-        return True
-
-    def nick(self, member, name, id=None):
-        """Rename a member, or raise the ChatError that says why not."""
-        name = check_name(name)
-        with self.lock:
-            if member.left:
-                return
-            if name == member.name:
-                raise ChatError(f"your name is {name} already", "bad-name")
-            if name_key(name) != member.key:
-                self._check_free(name)
-            old, member.name, member.quoted = member.name, name, quote(name)
-            del self.people[member.key]
-            member.key = name_key(name)
-            self.people[member.key] = member
-            self.append("nick", who=old, name=name, id=id)
-
-    def tell(self, member, to, text, id=None):
-        """Send a private line to one other member, and back to its writer."""
-        with self.lock:
-            other = self.people.get(name_key(to))
-            if member.left or self._is_muted(member, {"id": id}):
-                return
-            if not other:
-                raise self.nobody(to)
-            letter = {"re": "tell", "t": self.seconds(), "who": member.name, "to": other.name, "text": text}
-            self._write(member, {**letter, "id": id})
-            if other is not member:
-                self._write(other, letter)
-
-    def who(self, member, id=None):
-        """Send a member the list of the people here."""
-        with self.lock:
-            people = [other.name for other in self.people.values()]
-            self._write(member, {"re": "who", "t": self.seconds(), "people": people, "id": id})
-
-    def pong(self, member, id=None):
-        """Answer a ping."""
-        with self.lock:
-            self._write(member, {"re": "pong", "t": self.seconds(), "id": id})
-
-    def refuse(self, member, error, id=None):
-        """Tell a member why its request came to nothing."""
-        with self.lock:
-            self._write(member, self.error(error, id))
-
-    def error(self, error, id=None):
-        """The reply that carries a ChatError."""
-        return {"re": "error", "t": round(self.t, 3), "code": error.code, "text": str(error), "id": id,
-                "name": error.name}
-
-    def bye(self, member, id=None):
-        """Let a member go that asked to."""
-        self.leave(member, "left", id=id)
-
-    def leave(self, member, why, text=None, id=None):
-        """Take a member out of the room; one who was removed is told the reason as its last line."""
-        with self.lock:
-            if member.left or self.closed:
-                return
-            member.left = True
-            del self.people[member.key]
-            place = self.end if why != "slow" else None
-            self.append("leave", who=member.name, why=why, text=text, id=id)
-            last = self.pending[-1] if why != "slow" else b""
-            if why in ("slow", "kicked"):
-                last += encode(self.error(ChatError(text, why)))
-            self.parting.append((member, place, last))
+    def post(self, member, letter):
+        """Have a line sent to one member, after all that is in the log by now."""
+        self.work.letters.append((member, letter))
 
     def bury(self, member):
-        """Have the socket of a member closed, who has left and whose reader is gone."""
-        with self.lock:
-            self.gone.append(member)
-            self.news = True
+        """Have the socket of a member closed that has left and whose reader is gone."""
+        self.work.gone.append(member)
 
-    def nobody(self, name):
-        """The error that says that this person is not here."""
-        return ChatError(f"nobody here is called {clean_row(name)[:NAME_POINTS]}", "nobody")
-
-    def announce(self, word, **fields):
-        """Append an event of the server's own: a notice, a mark, something that it says."""
-        with self.lock:
-            if not self.closed:
-                self.append(word, **fields)
-
-    def find(self, name):
-        """The member of this name, or the ChatError that says that there is none."""
-        with self.lock:
-            member = self.people.get(name_key(name))
-        if not member:
-            raise self.nobody(name)
-        return member
-
-    def record(self, recording):
-        """Begin or, with None, stop to write the log into a file, and tell everyone."""
-        with self.baton:  # its holder alone writes
-            before, self.recording = self.recording, recording
-            if before:
-                before.close()
-        # Only from here on: what was said before was said by people who had not been told.
-        text = "this session is recorded from here on" if recording else "this session is no longer recorded"
-        self.announce("notice", text=text, recorded=bool(recording))
-
-    def close(self):
-        """End the session: one last event, and a farewell for everyone."""
-        with self.lock:
-            if self.closed:
-                return
-            place, self.closed = self.end, True
-            self.append("end")
-            for member in self.people.values():
-                member.left = True
-                self.parting.append((member, place, self.pending[-1]))
-            self.people.clear()
-
-    def since(self, n):
-        """The chunks in memory that hold events after n; the first may begin earlier."""
-        with self.lock:
-            return list(itertools.takewhile(lambda chunk: chunk.last > n, reversed(self.kept)))[::-1]
-
-    # --- the flush: the baton is held in all that follows, but for its first lines ---
+    # --- a round ---
 
     def flush(self):
         """Carry out what is new, unless another thread is doing so: then that one takes it along."""
-        # Everyone sets `news` and then tries the baton; its holder lets go of it and then looks at
-        # `news` again. So nothing new can be left behind by both.
+        # Everyone sets `unsent` and then tries the baton; its holder lets go of it and then looks at
+        # `unsent` again. So nothing new can be left behind by both.
         for _ in range(ROUNDS):
-            if not (self.news and self.baton.acquire(False)):
+            if not self.unsent:
+                return
+            if not self.baton.acquire(False):
+                self.met += 1  # a few get lost where two do this at once, which does not matter
+                if not self.met % CROWD:
+                    self.wake()
                 return
             try:
                 self._round()
             finally:
                 self.baton.release()
-        if self.news:
-            self.wake()  # a reader has a socket of its own to read; the helper goes on
+        if self.unsent:
+            self.wake()  # a reader has a socket of its own to read; the caretaker goes on
 
     def _round(self):
         with self.lock:
-            self.news = False
-            data, before = b"".join(self.pending), self.tail
-            self.pending.clear()
-            coming, parting, gone, letters = self.coming, self.parting, self.gone, self.letters
-            self.coming, self.parting, self.gone, self.letters = [], [], [], []
-            if data:
-                self.tail = before.next = Chunk(data, before.end, self.n)
-                self.kept.append(self.tail)
-            for member, welcome, place in coming:
-                self._admit(member, welcome, place)
-            while self.tail.end - self.kept[0].end > KEEP_BYTES:
-                self.kept.popleft()
-        if data:
-            self._record(data)
-        for member, place, last in parting:
+            self.unsent = False
+            before, chunk = self.log.tail, self.log.seal()
+            work, self.work = self.work, Work([], [], [], [])
+        for member, welcome, place in work.coming:
+            self._welcome(member, welcome, place)
+        if chunk:
+            self._record(chunk.data)
+        for member, place, last in work.parting:
             self._part(member, before, place, last)
-        if data:
-            self._send_all(data)
-        for member, letter in letters:
+        if chunk:
+            self._fan_out(chunk)
+        for member, letter in work.letters:
             self._post(member, letter)
-        for member, *_ in coming + parting:
+        for member, *_ in work.coming + work.parting:
             self.push(member)
-        for member in gone:
+        for member in work.gone:
             self._bury(member)
-        for member in [member for member in self.lagging if member.lag.size(self.tail.end) > LAG_BYTES]:
-            self.leave(member, "slow", "you were too slow to take what was said here, and were cut")
-        if data:
+        for member in [member for member in self.lagging if member.lag.size(self.log.tail.end) > LAG_BYTES]:
+            self.ask(member, {"do": "leave", "why": "slow",
+                              "text": "you were too slow to take what was said here, and were cut"})
+        if chunk:
             self.spoken.set()
 
-    def _admit(self, member, welcome, place):
-        chunk = next(chunk for chunk in reversed(self.kept) if chunk.start <= place)
-        self._lag(member, chunk, welcome + self.session_line, memoryview(chunk.data)[place - chunk.start:])
+    def _welcome(self, member, welcome, place):
+        # The chain is left where the history begins; only a round's beginning changes what is kept of it.
+        chunk = next(chunk for chunk in reversed(self.log.kept) if chunk.start <= place)
+        self._start_lag(member, chunk, welcome + self.log.session_line, memoryview(chunk.data)[place - chunk.start:])
 
-    def _lag(self, member, chunk, *pieces):
+    def _start_lag(self, member, chunk, *pieces):
         self.instep.pop(member, None)
         member.lag = Lag(chunk, *pieces)
         self.lagging[member] = None
 
     def _record(self, data):
-        if self.recording:
-            news = self.recording.write(data)
-            if news:
-                self.announce("notice", text=news)
-                self.wake()  # the helper tries again, even if nobody says anything
+        trouble = self.recording.write(data) if self.recording else None
+        if trouble:
+            self.ask(None, {"do": "notice", "text": trouble})
+            self.wake()  # the caretaker tries again, even if nobody says anything
 
     def _part(self, member, before, place, last):
         if member in self.instep:
-            self._lag(member, before)
+            self._start_lag(member, before)
         elif not member.lag:
             return  # its socket is broken
         if place is None:
             member.lag.cut(last)
         else:
             member.lag.end_at(place, last)
-        self.farewells[member] = time.monotonic() + (ENDING_SECONDS if self.closed else FAREWELL_SECONDS)
+        self.farewells[member] = time.monotonic() + self.patience
         self.wake()
 
-    def _send_all(self, data):
-        late, size = [], len(data)
+    def _fan_out(self, chunk):
+        # The loop in which a busy room spends its time: nothing per member but the send.
+        late, data, size = [], chunk.data, len(chunk.data)
         for member, send in self.instep.items():
             try:
                 sent = send(data)
@@ -1224,15 +1132,17 @@ class Room:
             if sent < 0:
                 self._break(member)
             else:
-                self._lag(member, self.tail, memoryview(data)[sent:])
+                self._start_lag(member, chunk, memoryview(data)[sent:])
                 self._watch(member)
 
     def _post(self, member, letter):
         if member.lag:
             member.lag.letters.append(letter)
         elif member in self.instep:
-            self._lag(member, self.tail, letter)
+            self._start_lag(member, self.log.tail, letter)
             self.push(member)
+
+    # --- one member: the baton is held ---
 
     def push(self, member):
         """Send a lagging member what it lacks, until its socket is full or nothing is left."""
@@ -1249,7 +1159,7 @@ class Room:
             del self.lagging[member]
             if not lag.leaving:
                 self.instep[member] = member.out.send
-            elif member.alone:
+            elif member.reader_gone:
                 self._bury(member)
             else:
                 self._shut(member, socket.SHUT_WR)
@@ -1264,8 +1174,8 @@ class Room:
         self.instep.pop(member, None)
         self.lagging.pop(member, None)
         member.lag = None
-        self.leave(member, "lost")
-        if member.alone:
+        self.ask(member, {"do": "leave", "why": "lost"})
+        if member.reader_gone:
             self._bury(member)
         else:
             self._shut(member, socket.SHUT_RDWR)  # wakes its reader, who sees to the rest
@@ -1275,7 +1185,7 @@ class Room:
             member.out.shutdown(how)
 
     def _bury(self, member):
-        member.alone = True
+        member.reader_gone = True
         if member.lag:
             return  # it only stopped sending; what it is still owed goes out first
         self.instep.pop(member, None)
@@ -1297,6 +1207,233 @@ class Room:
             self._record(b"")
             dues.append(RETRY_SECONDS)
         return min(dues) if dues else None
+
+
+# === room =========================================================================================
+# The people and the rules. Whatever is asked of the room, by a person, by the host or by the fan-out, comes
+# as a request and is decided in one place, one after the other: a table says which function turns it into
+# events and letters, or refuses it. Those functions look at nothing but the request, the people and the
+# log, so the same requests in the same order at the same times give the same bytes.
+
+
+class Room:
+    """Who is here, and what becomes of what they ask."""
+
+    # `ask` and the few methods behind it may be called by any thread; each takes the lock for a moment. Functions of
+    # DECISIONS are called with the lock held, and do three things in this order: refuse, or append to the log, and only
+    # then change who is here. To carry out what was decided is up to whoever asked: `flush`.
+
+    def __init__(self, name="chat", history=HISTORY, max_people=0):
+        self.history, self.max_people = history, max_people
+        self.lock = threading.Lock()
+        self.log = Log(name)
+        self.fanout = Fanout(self.lock, self.log, self.ask)
+        self.flush = self.fanout.flush
+        self.people = {}  # name key: member, in the order of their coming
+        self.host = Member(None)  # speaks and acts, but is not among the people
+        self.host.name, self.host.quoted = "server", quote("server")
+
+    @property
+    def closed(self):
+        """Whether the session has ended, and nobody can come in or do anything."""
+        return self.host.left
+
+    def ask(self, member, request):
+        """Decide a request, of a member or of the fan-out itself; raises the ChatError that refuses it."""
+        with self.lock:
+            self.decide(member or self.host, request)
+
+    def decide(self, member, request):
+        """Turn a request into what becomes of it, by the table; the lock is held."""
+        if not member.left:  # nothing follows one's own leave
+            self.fanout.unsent = True
+            DECISIONS[request["do"]](self, member, request)
+
+    def refuse(self, member, error, id=None):
+        """Tell a member why its request came to nothing."""
+        with self.lock:
+            self.post(member, self.error(error, id))
+
+    def error(self, error, id=None):
+        """The reply that carries a ChatError."""
+        return {"re": "error", "t": round(self.log.t, 3), "code": error.code, "text": str(error), "id": id,
+                "name": error.name}
+
+    def bury(self, member):
+        """Have the socket of a member closed that has left and whose reader is gone."""
+        with self.lock:
+            self.fanout.bury(member)
+            self.fanout.unsent = True
+
+    def since(self, n):
+        """The chunks in memory that hold events after n; the first may begin earlier."""
+        with self.lock:
+            return self.log.since(n)
+
+    def record(self, recording):
+        """Begin or, with None, stop to write the log into a file, and tell everyone."""
+        with self.fanout.baton:  # its holder alone writes
+            before, self.fanout.recording = self.fanout.recording, recording
+            if before:
+                before.close()
+        # Only from here on: what was said before was said by people who had not been told.
+        text = "this session is recorded from here on" if recording else "this session is no longer recorded"
+        self.ask(self.host, {"do": "notice", "text": text, "recorded": bool(recording)})
+
+    # --- what the decisions stand on: the lock is held ---
+
+    def post(self, member, fields):
+        """Have a reply sent to one member."""
+        if not member.left and member.out:
+            self.fanout.post(member, encode(fields))
+            self.fanout.unsent = True
+
+    def find(self, name):
+        """The member of this name, or the ChatError that says that there is none."""
+        member = self.people.get(name_key(name))
+        if not member:
+            raise ChatError(f"nobody here is called {clean_row(name)[:NAME_POINTS]}", "nobody")
+        return member
+
+    def check_free(self, key, name):
+        """Refuse a name that somebody has, with one that is free."""
+        if key not in self.people:
+            return
+        stem = name[:NAME_POINTS - 5]
+        free = next(f"{stem}-{number}" for number in itertools.count(2)
+                    if name_key(f"{stem}-{number}") not in self.people)
+        raise ChatError(f"the name {name} is taken; {free} is free", "name-taken", free)
+
+    def is_muted(self, member, id):
+        """Whether a member must not speak now; if so, it is told."""
+        wait = member.muted - self.log.seconds() if member.muted else 0.0
+        if wait > 0:
+            error = ChatError(f"you are muted for {wait / 60:.0f} more minutes" if wait > 90 else
+                              f"you are muted for {wait + 1:.0f} more seconds", "muted")
+            self.post(member, self.error(error, id))
+        return wait > 0
+
+    def part(self, member, why, text=None, id=None):
+        """Take a member out of the room; one who was removed is told the reason as its last line."""
+        place, last = self.log.end, self.log.append("leave", who=member.name, why=why, text=text, id=id)
+        if why == "slow":
+            place, last = None, b""
+        if why in ("slow", "kicked"):
+            last += encode(self.error(ChatError(text, why)))
+        self.fanout.part(member, place, last)
+        member.left = True
+        del self.people[member.key]
+
+
+# --- the decisions: what each request becomes ---
+
+
+def _hello(room, member, request):
+    name = check_name(request["name"])
+    key = name_key(name)
+    if member.seat is not None:
+        raise ChatError("you are in the room already")
+    if room.closed:
+        raise ChatError("this room is closed", "full")
+    if room.max_people and len(room.people) >= room.max_people:
+        raise ChatError(f"this room is full: {room.max_people} people", "full")
+    room.check_free(key, name)
+    place, first = room.log.history(room.history)
+    people = ",".join([*(other.quoted for other in room.people.values()), quote(name)])
+    welcome = encode_welcome(room.log.seconds(), quote(name), room.log.n, people, request.get("id"),
+                             bool(room.fanout.recording))
+    room.log.append("join", who=name, **{"from": first})
+    member.name, member.quoted, member.key, member.seat = name, quote(name), key, room.log.n
+    room.people[key] = member
+    room.fanout.admit(member, welcome, place)
+
+
+def _talk(room, member, request):
+    # say and me requests come as many as arrived together, and become one batch: a busy room is made of these.
+    said = request["said"]
+    if member.muted:
+        said = [one for one in said if not room.is_muted(member, one.get("id"))]
+    if said:
+        room.log.append_talk(member.quoted, said)
+
+
+def _tell(room, member, request):
+    if room.is_muted(member, request.get("id")):
+        return
+    other = room.find(request["to"])
+    letter = {"re": "tell", "t": room.log.seconds(), "who": member.name, "to": other.name, "text": request["text"]}
+    room.post(member, {**letter, "id": request.get("id")})
+    if other is not member:
+        room.post(other, letter)
+
+
+def _nick(room, member, request):
+    name = check_name(request["name"])
+    key = name_key(name)
+    if name == member.name:
+        raise ChatError(f"your name is {name} already", "bad-name")
+    if key != member.key:
+        room.check_free(key, name)
+    room.log.append("nick", who=member.name, name=name, id=request.get("id"))
+    del room.people[member.key]
+    member.name, member.quoted, member.key = name, quote(name), key
+    room.people[key] = member
+
+
+def _who(room, member, request):
+    people = [other.name for other in room.people.values()]
+    room.post(member, {"re": "who", "t": room.log.seconds(), "people": people, "id": request.get("id")})
+
+
+def _ping(room, member, request):
+    room.post(member, {"re": "pong", "t": room.log.seconds(), "id": request.get("id")})
+
+
+def _bye(room, member, request):
+    room.part(member, "left", id=request.get("id"))
+
+
+def _leave(room, member, request):
+    room.part(member, request["why"], request.get("text"))
+
+
+def _gone(room, host, request):
+    # Somebody who was inside when an earlier run of this server died.
+    room.log.append("leave", who=request["who"], why="lost")
+
+
+def _kick(room, host, request):
+    room.part(room.find(request["to"]), "kicked", request["text"])
+
+
+def _mute(room, host, request):
+    member, minutes = room.find(request["to"]), request["minutes"]
+    text = f"is muted for {minutes} min" if minutes else "is no longer muted"
+    room.log.append("notice", text=f"{member.name} {text}")
+    member.muted = room.log.t + 60 * minutes if minutes else 0.0
+
+
+def _notice(room, host, request):
+    room.log.append("notice", text=request["text"], recorded=request.get("recorded"))
+
+
+def _mark(room, host, request):
+    room.log.append("mark", text=request["text"])
+
+
+def _end(room, host, request):
+    place, last = room.log.end, room.log.append("end")
+    for member in room.people.values():
+        room.fanout.part(member, place, last)
+        member.left = True
+    room.people.clear()
+    room.fanout.patience, host.left = ENDING_SECONDS, True
+
+
+# What a person can ask stands in REQUESTS, of which say and me come as talk; the door lets nothing else in.
+# A member's thread and the fan-out ask leave, the fan-out and the host notice, only the host the rest.
+DECISIONS = {"hello": _hello, "talk": _talk, "tell": _tell, "nick": _nick, "who": _who, "ping": _ping, "bye": _bye,
+             "leave": _leave, "gone": _gone, "kick": _kick, "mute": _mute, "notice": _notice, "mark": _mark, "end": _end}
 
 
 # === view =========================================================================================
@@ -1412,11 +1549,6 @@ def complete(before, commands, names):
 # time-out for the reader, one without for the room. The helper thread waits for full sockets.
 
 
-# What each request does, but for say and me, which are appended in batches.
-ACTIONS = {"hello": Room.join, "tell": Room.tell, "nick": Room.nick, "who": Room.who, "ping": Room.pong,
-           "bye": Room.bye}
-
-
 def act(room, member, lines):
     """Carry out what a member's lines ask, in order; returns how many were refused."""
     talk, refused = [], 0
@@ -1430,15 +1562,14 @@ def act(room, member, lines):
                 talk.append(request)
                 continue
             if talk:
-                room.talk(member, talk)
+                room.ask(member, {"do": "talk", "said": talk})
                 talk = []
-            fields = {field: request[field] for field in REQUESTS[request["do"]]}
-            ACTIONS[request["do"]](room, member, id=request.get("id"), **fields)
+            room.ask(member, request)
         except ChatError as error:
             room.refuse(member, error, request.get("id", error.id))
             refused += 1
     if talk:
-        room.talk(member, talk)
+        room.ask(member, {"do": "talk", "said": talk})
     return refused
 
 
@@ -1458,7 +1589,7 @@ class Allowance:
         return max(0.0, -self.left / self.rate)
 
 
-def admit(room, member, arriving):
+def await_hello(room, member, arriving):
     """Wait for the hello that makes a member; returns the lines that came with it, None if it left."""
     refused = 0
     for block in arriving:
@@ -1469,7 +1600,7 @@ def admit(room, member, arriving):
                 request = decode_request(line)
                 if request["do"] != "hello":
                     raise ChatError('say who you are first: {"do":"hello","name":"bob"}', "not-yet")
-                room.join(member, request["name"], request.get("id"))
+                room.ask(member, request)
                 return lines[number + 1:]
             except ChatError as error:
                 refused += 1
@@ -1480,18 +1611,18 @@ def admit(room, member, arriving):
     return None
 
 
-def attend(room, member, arriving, lines, rate):
+def serve_member(room, member, arriving, lines, rate):
     """Carry out the requests of a member until it leaves."""
     allowance, refused = Allowance(rate) if rate else None, 0
     for block in itertools.chain([lines], map(lines_of, arriving)):
         if member.left:
-            continue  # but read on, as in _say_no
+            continue  # but read on, as in _linger
         step = rate or len(block) or 1
         for start in range(0, len(block), step):
             part = block[start:start + step]
             refused += act(room, member, part)
             if refused >= REFUSED_LINES:
-                room.leave(member, "kicked", f"{REFUSED_LINES} of your lines could not be understood")
+                _remove(room, member, f"{REFUSED_LINES} of your lines could not be understood")
             room.flush()
             if allowance:
                 ahead = len(block) - start - len(part)
@@ -1505,14 +1636,18 @@ def _cost(room, lines):
 
 def _hold_back(room, member, wait, ahead):
     if wait + ahead > RATE_AHEAD:
-        room.leave(member, "kicked", f"you sent more than {RATE_AHEAD:.0f} seconds ahead of the limit")
+        _remove(room, member, f"you sent more than {RATE_AHEAD:.0f} seconds ahead of the limit")
         room.flush()
     while wait > 0 and not member.left:
         time.sleep(min(wait, 0.5))
         wait -= 0.5
 
 
-def _say_no(reader, out):
+def _remove(room, member, reason):
+    room.ask(member, {"do": "leave", "why": "kicked", "text": reason})
+
+
+def _linger(reader, out):
     # Closing on unread lines would take the last answer from the other side; it has a moment to go.
     with contextlib.suppress(OSError):
         out.shutdown(socket.SHUT_WR)
@@ -1529,43 +1664,90 @@ def read_guest(room, member, rate):
     try:
         reader.settimeout(HELLO_SECONDS)
         arriving = blocks(reader.recv, LINE_BYTES)
-        lines = admit(room, member, arriving)
+        lines = await_hello(room, member, arriving)
         if lines is not None:
             reader.settimeout(IDLE_SECONDS)
             room.flush()
-            attend(room, member, arriving, lines, rate)
+            serve_member(room, member, arriving, lines, rate)
         why = "left"
     except OSError:
         pass  # the connection broke, or said nothing for too long: "lost" says so
     finally:
         if member.seat is None:
-            _say_no(reader, out)
+            _linger(reader, out)
         reader.detach()
         if member.seat is None:
             out.close()
         else:
-            room.leave(member, why)
+            room.ask(member, {"do": "leave", "why": why})
             room.bury(member)
             room.flush()
 
 
-class Helper:
-    """The one thread that waits for full sockets, for farewells to end and to record again."""
+class Huddle:
+    """Keeps all threads on one processor while many people talk at once."""
 
-    def __init__(self, room):
-        self.room, self.stopped = room, False
+    # Threads of one interpreter take turns anyway, and on one processor they hand over for less than half the
+    # price. But there they also wait for whatever else the system runs on it, so it is done only while
+    # it pays, where the scheduler has just put this thread, and for no longer than a second beyond. Where
+    # threads do run at once, or a system has no such call, they stay as they are.
+
+    def __init__(self):
+        self.met, self.at = 0, time.monotonic()
+        self.before = None  # the processors that are left to the threads again, while they huddle
+        self.able = hasattr(os, "sched_setaffinity") and getattr(sys, "_is_gil_enabled", lambda: True)()
+
+    def look(self, met):
+        """Huddle or spread, by how often threads have met at the baton so far; returns when to look again."""
+        now = time.monotonic()
+        if self.able and now - self.at >= CROWD_SECONDS:
+            crowded, self.met, self.at = met - self.met > CROWD * (now - self.at), met, now
+            with contextlib.suppress(OSError, ValueError, IndexError):  # some containers forbid or hide it
+                if crowded and not self.before:
+                    self._huddle()
+                elif self.before and not crowded:
+                    self._keep_to(self.before)
+                    self.before = None
+        return CROWD_SECONDS if self.before else None
+
+    def _huddle(self):
+        before = os.sched_getaffinity(0)
+        with open("/proc/thread-self/stat") as file:
+            here = int(file.read().rpartition(")")[2].split()[36])
+        if len(before) > 1:
+            self.before = before
+            self._keep_to({here})
+
+    def _keep_to(self, processors):
+        # Threads that begin meanwhile are born where their maker is.
+        for thread in os.listdir("/proc/self/task"):
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(int(thread), processors)
+
+
+class Caretaker:
+    """The one thread that waits: for full sockets, for farewells to end, to record again."""
+
+    # Its selector and the lists here are its own; of the fan-out it touches anything only with the baton. A
+    # socket that it watches is closed by nobody else, or the system might give its number to another while
+    # the selector still waits for it: so such members come to `graves`.
+
+    def __init__(self, fanout):
+        self.fanout, self.stopped = fanout, False
         self.selector = selectors.DefaultSelector()
         # Windows' select takes 512 sockets; who finds no place is tried again at short intervals.
         self.places = 500 if isinstance(self.selector, selectors.SelectSelector) else 1 << 20
-        self.crowd = []
+        self.unplaced = []
         self.bell, self.ear = socket.socketpair()
         self.bell.setblocking(False)
         self.ear.setblocking(False)
         self.selector.register(self.ear, selectors.EVENT_READ)
-        self.thread = threading.Thread(target=self._run, name="helper", daemon=True)
+        self.huddle = Huddle()
+        self.thread = threading.Thread(target=self._run, name="caretaker", daemon=True)
+        fanout.wake = self.wake
 
     def wake(self):
-        """Have the helper look at the room; may be called by any thread."""
+        """Have the caretaker look at the room; may be called by any thread."""
         with contextlib.suppress(BlockingIOError):  # full of calls already
             self.bell.send(b"!")
 
@@ -1582,17 +1764,17 @@ class Helper:
         wait = None
         while not self.stopped:
             ready = [key.data for key, _ in self.selector.select(wait)]
-            with self.room.baton:
-                for member in ready + self.crowd:
+            with self.fanout.baton:
+                for member in ready + self.unplaced:
                     if member:
-                        self.room.push(member)
+                        self.fanout.push(member)
                     else:
                         self._hear()
                 self._watch()
-                wait = self.room.look_after()
-            self.room.flush()
-            if self.crowd:
-                wait = 0.05
+                due = self.fanout.look_after()
+            self.fanout.flush()
+            waits = [due, self.huddle.look(self.fanout.met), 0.05 if self.unplaced else None]
+            wait = min((seconds for seconds in waits if seconds is not None), default=None)
 
     def _hear(self):
         with contextlib.suppress(BlockingIOError):
@@ -1600,22 +1782,22 @@ class Helper:
                 pass
 
     def _watch(self):
-        room, taken = self.room, self.selector.get_map()
+        fanout, taken = self.fanout, self.selector.get_map()
         for member in [key.data for key in taken.values() if key.data and not key.data.lag]:
             self.selector.unregister(member.out)
             member.watched = False
-        waiting, self.crowd = self.crowd + room.stuck, []
-        room.stuck = []
+        waiting, self.unplaced = self.unplaced + fanout.stuck, []
+        fanout.stuck = []
         for member in waiting:
             if not member.lag:
                 member.watched = False
             elif len(taken) < self.places:
                 self.selector.register(member.out, selectors.EVENT_WRITE, member)
             else:
-                self.crowd.append(member)
-        for member in room.graves:
+                self.unplaced.append(member)
+        for member in fanout.graves:
             member.out.close()
-        room.graves = []
+        fanout.graves = []
 
 
 # === screen =======================================================================================
@@ -1953,13 +2135,12 @@ def tune(sock):
 
 
 class Server:
-    """A room that listens: the accept loop, the threads of the connections, the helper."""
+    """A room that listens: the accept loop, the threads of the connections, the caretaker."""
 
     def __init__(self, room, listener, rate=RATE):
         self.room, self.listener, self.rate = room, listener, rate
         self.address = listener.getsockname()[:2]
-        self.helper = Helper(room)
-        room.wake = self.helper.wake
+        self.caretaker = Caretaker(room.fanout)
         self.guests = set()  # members, and who may become one, whose threads run
         self.stopping = False
         self.warned = -60.0  # when the console was last told that there is no room for more
@@ -1967,7 +2148,7 @@ class Server:
 
     def start(self):
         """Begin to serve; returns at once."""
-        self.helper.thread.start()
+        self.caretaker.thread.start()
         self.acceptor.start()
 
     def _accept(self):
@@ -1995,7 +2176,8 @@ class Server:
         now = time.monotonic()
         if now - self.warned >= 60:
             self.warned = now
-            self.room.announce("notice", text=f"this computer cannot take more connections at the moment ({reason})")
+            self.room.ask(self.room.host, {"do": "notice", "text": "this computer cannot take more connections at "
+                                                                   f"the moment ({reason})"})
             self.room.flush()
         time.sleep(0.2)
 
@@ -2010,18 +2192,18 @@ class Server:
         if self.stopping:
             return
         self.stopping = True
-        self.room.close()
+        self.room.ask(self.room.host, {"do": "end"})
         self.room.flush()
         with contextlib.suppress(OSError):  # wakes accept; where it does not, the thread is a daemon
             self.listener.shutdown(socket.SHUT_RDWR)
         self.listener.close()
         deadline = time.monotonic() + ENDING_SECONDS + 0.2
-        while (self.guests or self.room.farewells) and time.monotonic() < deadline:
+        while (self.guests or self.room.fanout.farewells) and time.monotonic() < deadline:
             self._hurry(time.monotonic() > deadline - 0.3)
             time.sleep(0.01)
-        self.helper.stop()
-        if self.room.recording:
-            self.room.recording.close()
+        self.caretaker.stop()
+        if self.room.fanout.recording:
+            self.room.fanout.recording.close()
 
     def _hurry(self, late):
         # Who never said hello has no farewell to wait for; at the end nobody has.
@@ -2071,17 +2253,16 @@ def open_room(name, log, history, max_people):
     if log is None:
         return room
     if not os.path.exists(log) or not os.path.getsize(log):
-        room.recording = new_recording(log, room.session_line)
+        room.fanout.recording = new_recording(log, room.log.session_line)
         return room
     try:
         session, last, people, tail, size = recover(log)
     except OSError as error:
         raise ChatError(f"cannot read {log}: {error.strerror}") from None
-    room.begin(session, last["n"], last["t"], tail)
-    room.recording = Recording(log, room.session_line, size)
-    with room.lock:
-        for who in people:  # the server died with them inside
-            room.append("leave", who=who, why="lost")
+    room.log.resume(session, last["n"], last["t"], tail)
+    room.fanout.recording = Recording(log, room.log.session_line, size)
+    for who in people:  # the server died with them inside
+        room.ask(room.host, {"do": "gone", "who": who})
     room.flush()
     return room
 
@@ -2106,7 +2287,7 @@ def banner(room, address, everyone):
     program = os.path.basename(sys.argv[0]) or "chat.pyz"
     python = "py" if sys.platform == "win32" else "python3"
     shown = f"[{host}]" if ":" in host else host
-    yield f"chat {__version__}: room {clean_row(room.name)} listens on {'all addresses' if everyone else shown}:{port}"
+    yield f"chat {__version__}: room {clean_row(room.log.session['room'])} listens on {'all addresses' if everyone else shown}:{port}"
     if host in ("127.0.0.1", "::1"):
         yield f"  here type:      {python} {program} join{'' if port == PORT else f' {shown}:{port}'}"
         yield f"  for others open it to this network:  {python} {program} serve --lan --open"
@@ -2114,8 +2295,8 @@ def banner(room, address, everyone):
         for other in (lan_addresses() if everyone else [shown]) or ["ADDRESS-OF-THIS-COMPUTER"]:
             yield f"  others type:    {python} {program} join {other}{'' if port == PORT else f':{port}'}"
         yield "  it hangs there? A firewall, or Wi-Fi that keeps machines apart."
-    if room.recording:
-        yield f"  recording into  {room.recording.path}"
+    if room.fanout.recording:
+        yield f"  recording into  {room.fanout.recording.path}"
     yield "  Ctrl+C ends the room."
 
 
@@ -2123,10 +2304,9 @@ class Console:
     """The server's own view of the room, printed in batches by a thread, and its keyboard if it has one."""
 
     def __init__(self, room, print_lines):
-        self.room, self.n = room, room.n
+        self.room, self.n = room, room.log.n
         self.print_lines, self.screen = print_lines, None
         self.ended = self.stopped = False
-        self.addresses = {}  # seat: where that person came from, until their join is shown
         self.thread = threading.Thread(target=self._follow, name="console", daemon=True)
 
     def run(self):
@@ -2150,7 +2330,7 @@ class Console:
     def stop(self):
         """Print what is left, once the room is closed, and end the thread."""
         self.stopped = True
-        self.room.spoken.set()
+        self.room.fanout.spoken.set()
         self.thread.join(1.0)  # not longer: a terminal that is held back must not hold the end
 
     def show(self, lines):
@@ -2166,9 +2346,9 @@ class Console:
     def _follow(self):
         last = False
         while not last:
-            self.room.spoken.wait()
+            self.room.fanout.spoken.wait()
             time.sleep(0 if self.stopped else CONSOLE_SECONDS)
-            self.room.spoken.clear()
+            self.room.fanout.spoken.clear()
             last = self.stopped  # read after the clear, or a stop in between would be slept through
             self._show()
 
@@ -2180,29 +2360,20 @@ class Console:
                 break
         events = [decode_event(line.decode()) for line in lines[-CONSOLE_LINES:]]
         events = [event for event in events if event["n"] > self.n]
-        while self.room.arrivals:
-            seat, address = self.room.arrivals.popleft()
-            self.addresses[seat] = address
         if events:
             skipped, self.n = events[0]["n"] - self.n - 1, events[-1]["n"]
             texts = [[("system", f"… {skipped:,} lines not shown")]] if skipped else []
-            self.show(texts + [self._line(event) for event in events])
-            self.addresses = {seat: address for seat, address in self.addresses.items() if seat > self.n}
+            self.show(texts + [render(event, self.room.log.session) for event in events])
             if self.screen:
                 self.screen.refresh()
-
-    def _line(self, event):
-        pieces = render(event, self.room.session)
-        address = self.addresses.get(event["n"])
-        return pieces + [("time", f" from {address}")] if address else pieces
 
     # --- the keyboard ---
 
     def status(self):
         """The text of the bar below the input line."""
-        recording = self.room.recording
+        recording = self.room.fanout.recording
         into = f"recording into {recording.path}" if recording else "not recorded"
-        return f" {clean_row(self.room.name)} | {into} | {len(self.room.people)} here"
+        return f" {clean_row(self.room.log.session['room'])} | {into} | {len(self.room.people)} here"
 
     def complete(self, before):
         """What Tab makes of the text before the cursor."""
@@ -2211,6 +2382,10 @@ class Console:
     def say_here(self, text, style="system"):
         """Print a line on the console only."""
         self.show([[(style, f"-- {text}")]])
+
+    def ask(self, do, **fields):
+        """Ask the room for something, as the host."""
+        self.room.ask(self.room.host, {"do": do, **fields})
 
     def take_line(self, text):
         """Do what an entered line asks; what is no command is said to the room."""
@@ -2234,7 +2409,7 @@ def _console_help(console):
 
 def _console_say(console, text):
     check_text(text)
-    console.room.announce("say", who="server", text=text)
+    console.ask("talk", said=[{"do": "say", "text": text}])
 
 
 def _console_who(console):
@@ -2245,30 +2420,28 @@ def _console_who(console):
 
 
 def _console_kick(console, name, reason="the host removed you"):
-    console.room.leave(console.room.find(name), "kicked", reason)
+    console.ask("kick", to=name, text=reason)
 
 
 def _console_mute(console, name, minutes=str(MUTE_MINUTES)):
     if not re.fullmatch("[0-9]{1,4}", minutes):
         raise ChatError("minutes are a whole number; 0 ends it")
-    member = console.room.find(name)
-    member.muted = time.monotonic() + 60 * int(minutes)
-    text = f"is muted for {minutes} min" if int(minutes) else "is no longer muted"
-    console.room.announce("notice", text=f"{member.name} {text}")
+    console.ask("mute", to=name, minutes=int(minutes))
 
 
 def _console_mark(console, text):
     check_text(text)
-    console.room.announce("mark", text=text)
+    console.ask("mark", text=text)
 
 
 def _console_log(console, switch):
     room = console.room
-    if (one_of(("on", "off"), switch) == "on") == bool(room.recording):
+    if (one_of(("on", "off"), switch) == "on") == bool(room.fanout.recording):
         raise ChatError(f"recording is {switch} already")
-    room.record(new_recording(default_path(room.name), room.session_line) if switch == "on" else None)
-    if room.recording:
-        console.say_here(f"recording into {room.recording.path}")
+    path = default_path(room.log.session["room"])
+    room.record(new_recording(path, room.log.session_line) if switch == "on" else None)
+    if room.fanout.recording:
+        console.say_here(f"recording into {path}")
 
 
 def _console_quit(console):
@@ -2299,16 +2472,6 @@ def raise_limits():
                     return
 
 
-def stay_on_one_cpu():
-    """Keep all threads on one processor: they take turns anyway, and waking each other gets cheap."""
-    # Halves the price of a message when a hundred people talk at once. Which processor: by chance, so
-    # that two servers on one machine rarely meet.
-    if hasattr(os, "sched_setaffinity"):
-        allowed = sorted(os.sched_getaffinity(0))
-        with contextlib.suppress(OSError):  # some containers forbid it
-            os.sched_setaffinity(0, {allowed[os.getpid() % len(allowed)]})
-
-
 @contextlib.contextmanager
 def signals_caught(names, function):
     """Within, each of these signals calls this function and does nothing else."""
@@ -2327,7 +2490,6 @@ def signals_caught(names, function):
 def serve(host="127.0.0.1", port=PORT, room="chat", log=None, history=HISTORY, rate=RATE, max_people=0):
     """Open a room and serve it until a signal or its keyboard ends it; an empty host means every address."""
     raise_limits()
-    stay_on_one_cpu()
     listener = open_listener(host, port)
     try:
         server = Server(open_room(room, log, history, max_people), listener, rate)

@@ -239,6 +239,11 @@ class Served:
             output.stream.close()
 
 
+def ask(room, member, do, **fields):
+    """Have a room decide a request; of the host's where there is no member."""
+    room.ask(member, {"do": do, **fields})
+
+
 class Wire:
     """What a room sends on, without a network: like a non-blocking socket with so much space."""
 

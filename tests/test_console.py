@@ -42,7 +42,7 @@ def console(opened):
 def eve(console):
     """Somebody in the room."""
     with helpers.joined(console, "eve") as eve:
-        console.see("-- eve joined from 127.0.0.1")
+        console.see("-- eve joined")
         yield eve
 
 

@@ -406,9 +406,9 @@ def test_a_connection_that_breaks_while_it_is_sent_to_is_a_loss(server):
         raise ConnectionResetError
 
     with joined(server, "ann") as ann, joined(server, "bob"):
-        with server.room.baton:
-            (bob,) = [member for member in server.room.instep if member.name == "bob"]
-            server.room.instep[bob] = broken
+        with server.room.fanout.baton:
+            (bob,) = [member for member in server.room.fanout.instep if member.name == "bob"]
+            server.room.fanout.instep[bob] = broken
         ann.say("are you there?")
         ann.expect(ev="leave", who="bob", why="lost")
 
@@ -503,7 +503,7 @@ def test_the_allowance_does_not_grow_over_a_burst(monkeypatch):
 def test_a_who_costs_by_the_people_it_lists():
     room = chat.Room()
     for number in range(250):
-        room.join(chat.Member(Wire()), f"m{number}")
+        room.ask(chat.Member(Wire()), {"do": "hello", "name": f"m{number}"})
     assert chat._cost(room, ['{"do":"who"}', '{"do":"ping"}', None]) == 3 + 2
 
 
@@ -573,17 +573,17 @@ def test_one_who_never_reads_stops_nobody_and_is_cut(server, monkeypatch):
 @pytest.mark.parametrize("places", [None, 0], ids=["waited for", "tried at intervals"])
 def test_one_who_reads_late_is_given_everything(server, places):
     if places is not None:
-        server.helper.places = places
+        server.caretaker.places = places
     with joined(server, "ann") as ann, joined(server, "bob", receive_buffer=4096) as bob:
         for number in range(400):  # 5 MB
             ann.say("ж" * 3990 + str(number))
             ann.expect(ev="say")
-        assert server.room.lagging
+        assert server.room.fanout.lagging
         bob.send(do="tell", to="ann", text="psst")
         ann.expect(re="tell")
         said = [line["text"][3990:] for line in bob.until(re="tell") if line.get("ev") == "say"]
         assert said == [str(number) for number in range(400)]
-        wait_for(lambda: not server.room.lagging, "bob is in step again")
+        wait_for(lambda: not server.room.fanout.lagging, "bob is in step again")
 
 
 # --- malice ---

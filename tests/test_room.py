@@ -11,7 +11,7 @@ import time
 import pytest
 
 import chat
-from helpers import SECONDS, Tape, Wire, wait_for
+from helpers import SECONDS, Tape, Wire, ask, wait_for
 
 SESSION = {"ev": "session", "n": 0, "t": 0.0, "v": 1, "id": "s1", "start": "2100-01-01T00:00:00.000+00:00",
            "room": "lab"}  # in the future, so that every time is 0.0
@@ -24,14 +24,14 @@ def room():
 
 def taped_room(**options):
     room = chat.Room("lab", **options)
-    room.recording = Tape()
+    room.fanout.recording = Tape()
     return room
 
 
 def newcomer(room, name, space=None, id=None):
     """A member on a wire of its own, let in with the next round."""
     member = chat.Member(Wire(space))
-    room.join(member, name, id)
+    ask(room, member, "hello", name=name, id=id)
     return member
 
 
@@ -49,16 +49,16 @@ def say(room, member, *texts):
 
 
 def talk(room, member, *texts):
-    room.talk(member, [{"do": "say", "text": text} for text in texts])
+    ask(room, member, "talk", said=[{"do": "say", "text": text} for text in texts])
 
 
 def open_up(room, member, space=None):
-    """The wire of a member takes more again, and the room is told, as by the helper."""
+    """The wire of a member takes more again, and the room is told, as by the caretaker."""
     member.out.space = space
-    with room.baton:
+    with room.fanout.baton:
         member.watched = False
-        room.stuck = [other for other in room.stuck if other is not member]
-        room.push(member)
+        room.fanout.stuck = [other for other in room.fanout.stuck if other is not member]
+        room.fanout.push(member)
     room.flush()
 
 
@@ -95,16 +95,16 @@ def test_everyone_is_given_the_lines_of_the_log_in_its_order(room):
     for number in range(30):
         say(room, members[number % 3], f"line {number}")
     for member in members:
-        assert after_join(member) == room.recording.lines()[member.seat - 1:]
+        assert after_join(member) == room.fanout.recording.lines()[member.seat - 1:]
     assert texts(members[0].out.lines()) == [f"line {number}" for number in range(30)]
 
 
 def test_n_rises_by_one_from_the_session_line_on(room):
     ann = enter(room, "ann")
     say(room, ann, "one", "two", "three")
-    room.nick(ann, "anna")
-    room.announce("notice", text="all is well")
-    room.leave(ann, "left")
+    ask(room, ann, "nick", name="anna")
+    ask(room, None, "notice", text="all is well")
+    ask(room, ann, "leave", why="left")
     room.flush()
     assert numbers(ann.out.lines()) == list(range(8))
     assert words(ann.out.lines())[1:] == ["session", "join", "one", "two", "three", "nick", "notice", "leave"]
@@ -114,7 +114,7 @@ def test_a_member_in_step_has_no_state(room):
     ann, bob = enter(room, "ann"), enter(room, "bob")
     say(room, ann, "hi")
     assert ann.lag is bob.lag is None
-    assert not room.lagging and not room.stuck
+    assert not room.fanout.lagging and not room.fanout.stuck
 
 
 def test_a_round_is_one_send_to_each_however_many_lines_it_has(room):
@@ -122,7 +122,7 @@ def test_a_round_is_one_send_to_each_however_many_lines_it_has(room):
     before = bob.out.sends
     for number in range(100):
         talk(room, ann, f"line {number}")
-    room.announce("notice", text="and this")
+    ask(room, None, "notice", text="and this")
     room.flush()
     assert bob.out.sends == before + 1
     assert len(texts(bob.out.lines())) == 100
@@ -131,8 +131,8 @@ def test_a_round_is_one_send_to_each_however_many_lines_it_has(room):
 def test_everyone_is_sent_the_same_bytes_object(room):
     members, sent = [enter(room, f"m{number}") for number in range(5)], []
     for member in members:
-        with room.baton:
-            room.instep[member] = lambda data: sent.append(data) or len(data)
+        with room.fanout.baton:
+            room.fanout.instep[member] = lambda data: sent.append(data) or len(data)
     say(room, members[0], "hi")
     assert len(sent) == 5 and len(set(map(id, sent))) == 1
 
@@ -140,7 +140,7 @@ def test_everyone_is_sent_the_same_bytes_object(room):
 def test_nobody_is_shown_what_is_not_in_the_recording(room):
     members = [enter(room, name) for name in ("ann", "bob")]
     shown = []
-    room.recording.write = lambda lines: shown.extend(lines in member.out.data for member in members)
+    room.fanout.recording.write = lambda lines: shown.extend(lines in member.out.data for member in members)
     say(room, members[0], "first the file")
     assert shown == [False, False]
     assert texts(members[1].out.lines()) == ["first the file"]
@@ -148,8 +148,8 @@ def test_nobody_is_shown_what_is_not_in_the_recording(room):
 
 def test_an_event_made_during_a_round_is_carried_out_by_whoever_flushes(room):
     ann = enter(room, "ann")
-    write, late = room.recording.write, ["meanwhile"]
-    room.recording.write = lambda lines: write(lines) or (late and room.announce("notice", text=late.pop()))
+    write, late = room.fanout.recording.write, ["meanwhile"]
+    room.fanout.recording.write = lambda lines: write(lines) or (late and ask(room, None, "notice", text=late.pop()))
     say(room, ann, "now")
     assert words(ann.out.lines())[-2:] == ["now", "notice"]
 
@@ -166,22 +166,22 @@ def test_an_event_made_as_a_round_ends_is_not_left_behind(room):
 
         def release(self):
             if self.late:
-                room.announce("notice", text=self.late.pop())
+                ask(room, None, "notice", text=self.late.pop())
                 room.flush()
             self.lock.release()
 
     ann = enter(room, "ann")
-    room.baton = Baton()
+    room.fanout.baton = Baton()
     say(room, ann, "now")
     assert words(ann.out.lines())[-2:] == ["now", "notice"]
 
 
 def test_who_flushes_does_not_have_to_go_on_for_ever(room):
     ann, wakes = enter(room, "ann"), []
-    room.wake = lambda: wakes.append(True)
-    room.recording.write = lambda lines: room.announce("notice", text="somebody always speaks")
+    room.fanout.wake = lambda: wakes.append(True)
+    room.fanout.recording.write = lambda lines: ask(room, None, "notice", text="somebody always speaks")
     say(room, ann, "hi")
-    assert len(wakes) == 1, "the rest is for the helper"
+    assert len(wakes) == 1, "the rest is for the caretaker"
     assert len(ann.out.lines()) == 3 + chat.ROUNDS  # welcome, session and join came before
 
 
@@ -191,13 +191,13 @@ def test_who_flushes_does_not_have_to_go_on_for_ever(room):
 def scene(room, bob):
     """Things happen, while bob's wire takes what it takes."""
     ann = enter(room, "ann")
-    room.join(bob, "bob", 1)
+    ask(room, bob, "hello", name="bob", id=1)
     room.flush()
     say(room, ann, "привет", "😀" * 20)
     say(room, bob, "hi")
     with_eve = enter(room, "eve")
-    room.nick(ann, "Ann")
-    room.leave(with_eve, "left")
+    ask(room, ann, "nick", name="Ann")
+    ask(room, with_eve, "leave", why="left")
     room.flush()
     say(room, ann, "last")
 
@@ -210,7 +210,7 @@ def stopped_clock(monkeypatch):
 
 def scene_with(space):
     room = taped_room()
-    room.begin(dict(SESSION))
+    room.log.resume(dict(SESSION))
     bob = chat.Member(Wire(space))
     scene(room, bob)
     return room, bob
@@ -246,7 +246,7 @@ def test_lines_that_come_while_one_catches_up_keep_their_order(room, seed):
         if chance.random() < 0.5:
             open_up(room, bob, chance.choice([0, 1, 30, 300, 3000]))
     open_up(room, bob)
-    assert after_join(bob) == room.recording.lines()[bob.seat - 1:]
+    assert after_join(bob) == room.fanout.recording.lines()[bob.seat - 1:]
 
 
 def test_the_one_who_lags_does_not_hold_up_the_others(room):
@@ -257,11 +257,11 @@ def test_the_one_who_lags_does_not_hold_up_the_others(room):
 
 def test_a_full_wire_is_given_to_the_helper_once(room):
     ann, bob, wakes = enter(room, "ann"), enter(room, "bob"), []
-    room.wake = lambda: wakes.append(True)
+    room.fanout.wake = lambda: wakes.append(True)
     bob.out.space = 5
     for number in range(3):
         say(room, ann, "hi")
-    assert room.stuck == [bob] and len(wakes) == 1
+    assert room.fanout.stuck == [bob] and len(wakes) == 1
 
 
 def test_one_who_caught_up_is_in_step_again(room):
@@ -299,7 +299,7 @@ def test_a_broken_wire_troubles_nobody_else(room):
     say(room, ann, "two")
     assert texts(eve.out.lines()) == ["one", "two"]
     assert bob.out.ended == socket.SHUT_RDWR, "so that its reader notices"
-    assert not room.lagging
+    assert not room.fanout.lagging
 
 
 def test_a_wire_that_breaks_while_it_lags_troubles_nobody_else(room):
@@ -309,12 +309,12 @@ def test_a_wire_that_breaks_while_it_lags_troubles_nobody_else(room):
     open_up(room, bob)
     say(room, ann, "two")
     assert texts(ann.out.lines()) == ["one", "two"]
-    assert bob.out.ended == socket.SHUT_RDWR and bob.lag is None and not room.lagging
+    assert bob.out.ended == socket.SHUT_RDWR and bob.lag is None and not room.fanout.lagging
 
 
 def test_who_left_is_buried_and_only_then_closed(room):
     ann, bob = enter(room, "ann"), enter(room, "bob")
-    room.leave(bob, "left")
+    ask(room, bob, "leave", why="left")
     room.flush()
     assert not bob.out.closed
     room.bury(bob)
@@ -326,14 +326,14 @@ def test_who_left_is_buried_and_only_then_closed(room):
 
 def test_a_socket_that_the_helper_waits_for_is_not_closed_under_it(room):
     bob = enter(room, "bob", 0)
-    assert room.stuck == [bob]
+    assert room.fanout.stuck == [bob]
     bob.out.broken = True
-    with room.baton:
-        room.push(bob)
-    room.leave(bob, "lost")
+    with room.fanout.baton:
+        room.fanout.push(bob)
+    ask(room, bob, "leave", why="lost")
     room.bury(bob)
     room.flush()
-    assert not bob.out.closed and room.graves == [bob]
+    assert not bob.out.closed and room.fanout.graves == [bob]
 
 
 # --- newcomers ---
@@ -364,7 +364,7 @@ def test_history_is_the_old_lines_as_they_were(room):
     ann = enter(room, "ann")
     say(room, ann, "one", "two")
     bob = enter(room, "bob")
-    assert bob.out.data.splitlines(True)[2:] == room.recording.lines()
+    assert bob.out.data.splitlines(True)[2:] == room.fanout.recording.lines()
 
 
 def test_one_who_comes_in_the_middle_of_a_round_is_given_each_line_once(room):
@@ -376,7 +376,7 @@ def test_one_who_comes_in_the_middle_of_a_round_is_given_each_line_once(room):
     talk(room, bob, "last")
     room.flush()
     assert words(bob.out.lines()) == ["welcome", "session", "join", "before", "join", "after", "join", "last"]
-    assert bob.out.data.splitlines(True)[2:] == eve.out.data.splitlines(True)[2:] == room.recording.lines()
+    assert bob.out.data.splitlines(True)[2:] == eve.out.data.splitlines(True)[2:] == room.fanout.recording.lines()
     assert bob.out.lines()[0]["n"] == 2 and eve.out.lines()[0]["n"] == 4
 
 
@@ -385,7 +385,7 @@ def test_one_who_comes_and_goes_in_one_round_is_given_all_up_to_its_leave(room):
     talk(room, ann, "before")
     bob = newcomer(room, "bob")
     talk(room, bob, "hi and bye")
-    room.leave(bob, "left")
+    ask(room, bob, "leave", why="left")
     talk(room, ann, "after")
     room.flush()
     assert words(bob.out.lines()) == ["welcome", "session", "join", "before", "join", "hi and bye", "leave"]
@@ -395,7 +395,7 @@ def test_one_who_comes_and_goes_in_one_round_is_given_all_up_to_its_leave(room):
 
 def test_a_name_can_come_go_and_come_again_in_one_round(room):
     first = newcomer(room, "bob")
-    room.leave(first, "left")
+    ask(room, first, "leave", why="left")
     second = newcomer(room, "bob")
     room.flush()
     assert words(first.out.lines()) == ["welcome", "session", "join", "leave"]
@@ -414,7 +414,7 @@ def test_a_newcomer_is_given_so_many_lines_of_talk(history):
     room = taped_room(history=history)
     ann = enter(room, "ann")
     for number in range(60):
-        room.talk(ann, [{"do": ("say", "me")[number % 2], "text": str(number)}])
+        ask(room, ann, "talk", said=[{"do": ("say", "me")[number % 2], "text": str(number)}])
         if number % 7 == 0:
             room.flush()
     lines = enter(room, "bob").out.lines()
@@ -434,7 +434,7 @@ def test_history_looks_back_over_ten_times_as_many_events():
     ann = enter(room, "ann")
     say(room, ann, "one", "two")
     for number in range(29):
-        room.nick(ann, f"ann{number}")
+        ask(room, ann, "nick", name=f"ann{number}")
         room.flush()
     assert texts(enter(room, "bob").out.lines()) == ["two"]
     assert len(enter(room, "eve").out.lines()) == 2 + 30 + 1
@@ -458,12 +458,12 @@ def test_from_is_the_first_number_that_a_newcomer_was_given():
         if action == 0:
             talk(room, ann, *"abc"[:chance.randint(1, 3)])
         elif action == 1:
-            room.nick(ann, f"ann{number}")
+            ask(room, ann, "nick", name=f"ann{number}")
         else:
             room.flush()
         bob = newcomer(room, f"bob{number}")
         if chance.random() < 0.3:
-            room.leave(bob, "left")
+            ask(room, bob, "leave", why="left")
         room.flush()
         lines = bob.out.lines()
         join = next(line for line in lines if line.get("n") == bob.seat)
@@ -490,7 +490,7 @@ def test_many_newcomers_of_one_round_are_each_given_their_own_start(room):
 def test_the_own_leave_is_the_last_line_of_a_leaver(room):
     ann, bob = enter(room, "ann"), enter(room, "bob")
     talk(room, ann, "before")
-    room.leave(bob, "left")
+    ask(room, bob, "leave", why="left")
     talk(room, ann, "after")
     room.flush()
     say(room, ann, "later")
@@ -507,7 +507,7 @@ def test_a_leaver_that_lags_is_given_all_up_to_its_leave(room, space):
     bob.out.space = space
     say(room, ann, "one", "two")
     talk(room, ann, "three")
-    room.leave(bob, "left")
+    ask(room, bob, "leave", why="left")
     talk(room, ann, "after")
     room.flush()
     say(room, ann, "later")
@@ -518,8 +518,8 @@ def test_a_leaver_that_lags_is_given_all_up_to_its_leave(room, space):
 
 def test_what_was_answered_before_the_leave_still_arrives(room):
     bob = enter(room, "bob")
-    room.pong(bob, 7)
-    room.leave(bob, "left")
+    ask(room, bob, "ping", id=7)
+    ask(room, bob, "leave", why="left")
     room.flush()
     assert words(bob.out.lines())[-2:] == ["pong", "leave"]
 
@@ -528,12 +528,12 @@ def test_nothing_is_given_after_the_own_leave_on_a_full_wire(room):
     ann, bob = enter(room, "ann"), enter(room, "bob")
     bob.out.space = 0
     say(room, ann, "one")
-    room.leave(bob, "left")
+    ask(room, bob, "leave", why="left")
     room.flush()
-    room.who(bob)
-    room.pong(bob)
+    ask(room, bob, "who")
+    ask(room, bob, "ping")
     room.refuse(bob, chat.ChatError("no"))
-    room.tell(bob, "ann", "psst")
+    ask(room, bob, "tell", to="ann", text="psst")
     room.flush()
     open_up(room, bob)
     assert words(bob.out.lines())[-2:] == ["one", "leave"]
@@ -541,7 +541,7 @@ def test_nothing_is_given_after_the_own_leave_on_a_full_wire(room):
 
 def test_one_who_was_removed_is_told_why_as_the_last_line(room):
     ann, bob = enter(room, "ann"), enter(room, "bob")
-    room.leave(bob, "kicked", "too loud")
+    ask(room, bob, "leave", why="kicked", text="too loud")
     room.flush()
     leave, error = bob.out.lines()[-2:]
     assert (leave["ev"], leave["why"], leave["text"]) == ("leave", "kicked", "too loud")
@@ -552,15 +552,15 @@ def test_one_who_was_removed_is_told_why_as_the_last_line(room):
 
 def test_one_who_has_left_can_do_nothing_more(room):
     ann, bob = enter(room, "ann"), enter(room, "bob")
-    room.leave(bob, "left")
+    ask(room, bob, "leave", why="left")
     room.flush()
-    before = bytes(room.recording.data)
+    before = bytes(room.fanout.recording.data)
     say(room, bob, "from beyond")
-    room.nick(bob, "ghost")
-    room.tell(bob, "ann", "boo")
-    room.leave(bob, "lost")
+    ask(room, bob, "nick", name="ghost")
+    ask(room, bob, "tell", to="ann", text="boo")
+    ask(room, bob, "leave", why="lost")
     room.flush()
-    assert room.recording.data == before
+    assert room.fanout.recording.data == before
     assert words(ann.out.lines())[-1] == "leave"
 
 
@@ -568,14 +568,14 @@ def test_a_leaver_whose_wire_stays_full_is_given_five_seconds(room, monkeypatch)
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     bob = enter(room, "bob", 0)
-    room.leave(bob, "left")
+    ask(room, bob, "leave", why="left")
     room.flush()
-    assert room.look_after() == pytest.approx(5)
+    assert room.fanout.look_after() == pytest.approx(5)
     now[0] += 4.5
-    assert room.look_after() == pytest.approx(0.5)
+    assert room.fanout.look_after() == pytest.approx(0.5)
     assert bob.out.ended is None
     now[0] += 0.5
-    assert room.look_after() is None
+    assert room.fanout.look_after() is None
     assert bob.out.ended == socket.SHUT_RDWR and bob.lag is None
 
 
@@ -584,26 +584,26 @@ def test_a_leaver_whose_wire_stays_full_is_given_five_seconds(room, monkeypatch)
 
 def test_a_private_line_reaches_two_among_many_and_never_the_log(room):
     members = [enter(room, f"m{number}") for number in range(30)]
-    room.tell(members[3], "m17", "psst", 5)
+    ask(room, members[3], "tell", to="m17", text="psst", id=5)
     room.flush()
     heard = {number: member.out.lines()[-1] for number, member in enumerate(members)
              if b"psst" in member.out.data}
     assert set(heard) == {3, 17}
     letter = {"re": "tell", "t": heard[3]["t"], "who": "m3", "to": "m17", "text": "psst"}
     assert heard == {3: {**letter, "id": 5}, 17: letter}
-    assert b"psst" not in room.recording.data
+    assert b"psst" not in room.fanout.recording.data
 
 
 def test_a_private_line_to_oneself_comes_once(room):
     ann = enter(room, "ann")
-    room.tell(ann, "ann", "note to self", 1)
+    ask(room, ann, "tell", to="ann", text="note to self", id=1)
     room.flush()
     assert ann.out.data.count(b"note to self") == 1
 
 
 def test_a_private_line_finds_its_reader_however_the_name_is_written(room):
     ann, bob = enter(room, "ann"), enter(room, "Straße")
-    room.tell(ann, "STRASSE", "psst")
+    ask(room, ann, "tell", to="STRASSE", text="psst")
     room.flush()
     assert bob.out.lines()[-1]["to"] == "Straße"
 
@@ -611,14 +611,14 @@ def test_a_private_line_finds_its_reader_however_the_name_is_written(room):
 def test_a_private_line_to_nobody_is_refused(room):
     ann = enter(room, "ann")
     with pytest.raises(chat.ChatError, match="nobody here is called bob") as refusal:
-        room.tell(ann, "bob", "psst")
+        ask(room, ann, "tell", to="bob", text="psst")
     assert refusal.value.code == "nobody"
 
 
 def test_a_private_line_follows_what_was_in_the_log(room):
     ann, bob = enter(room, "ann"), enter(room, "bob")
     talk(room, ann, "public")
-    room.tell(ann, "bob", "private")
+    ask(room, ann, "tell", to="bob", text="private")
     room.flush()
     assert bob.out.data.index(b"public") < bob.out.data.index(b"private")
 
@@ -628,10 +628,10 @@ def test_private_lines_to_one_who_lags_come_once_after_the_log_of_their_time(roo
     ann, bob = enter(room, "ann"), enter(room, "bob")
     bob.out.space = space
     say(room, ann, "one")
-    room.tell(ann, "bob", "private 1")
+    ask(room, ann, "tell", to="bob", text="private 1")
     room.flush()
     say(room, ann, "two")
-    room.tell(ann, "bob", "private 2")
+    ask(room, ann, "tell", to="bob", text="private 2")
     room.flush()
     open_up(room, bob)
     seen = [line["text"] for line in bob.out.lines() if "text" in line]
@@ -644,7 +644,7 @@ def test_private_lines_to_one_who_lags_come_once_after_the_log_of_their_time(roo
 
 def test_a_newcomer_is_given_its_welcome_before_a_private_line(room):
     ann, bob = enter(room, "ann"), newcomer(room, "bob")
-    room.tell(ann, "bob", "psst")
+    ask(room, ann, "tell", to="bob", text="psst")
     room.flush()
     assert words(bob.out.lines()) == ["welcome", "session", "join", "join", "tell"]
 
@@ -653,7 +653,7 @@ def test_who_lists_the_people_in_the_order_of_their_coming(room):
     ann = enter(room, "ann")
     for name in ("юля", "Bob"):
         enter(room, name)
-    room.who(ann, 3)
+    ask(room, ann, "who", id=3)
     room.flush()
     line = ann.out.lines()[-1]
     assert {**line, "t": 0} == {"re": "who", "t": 0, "people": ["ann", "юля", "Bob"], "id": 3}
@@ -664,8 +664,8 @@ def test_who_lists_the_people_in_the_order_of_their_coming(room):
 
 def flood(room, member, size):
     """Say so many bytes in rounds of about 80 kB."""
-    end = room.end + size
-    while room.end < end:
+    end = room.log.end + size
+    while room.log.end < end:
         say(room, member, *["x" * 4000] * 20)
 
 
@@ -674,7 +674,7 @@ def test_who_lags_less_than_8_mib_loses_nothing(room):
     flood(room, ann, (8 << 20) - 200_000)
     assert not bob.left
     open_up(room, bob)
-    assert after_join(bob) == room.recording.lines()[bob.seat - 1:]
+    assert after_join(bob) == room.fanout.recording.lines()[bob.seat - 1:]
 
 
 def slow_one(room):
@@ -689,7 +689,7 @@ def test_who_lags_more_than_8_mib_is_cut_and_the_others_are_told(room):
     leave = next(line for line in ann.out.lines() if line.get("ev") == "leave")
     assert (leave["who"], leave["why"]) == ("bob", "slow")
     assert list(room.people) == ["ann"]
-    assert after_join(ann) == room.recording.lines(), "the others lose nothing"
+    assert after_join(ann) == room.fanout.recording.lines(), "the others lose nothing"
 
 
 def test_who_is_cut_is_given_the_rest_of_its_line_and_the_reason(room):
@@ -699,7 +699,7 @@ def test_who_is_cut_is_given_the_rest_of_its_line_and_the_reason(room):
     assert (lines[-1]["re"], lines[-1]["code"]) == ("error", "slow")
     assert "too slow" in lines[-1]["text"]
     given = bob.out.data.splitlines(True)
-    assert given[-2] in room.recording.lines() and len(bob.out.data) < 20_000
+    assert given[-2] in room.fanout.recording.lines() and len(bob.out.data) < 20_000
     assert numbers(lines)[1:] == list(range(1, len(lines) - 2))
     assert bob.out.ended == socket.SHUT_WR
 
@@ -718,7 +718,7 @@ def test_private_lines_count_as_lag(room):
     ann, bob = enter(room, "ann"), enter(room, "bob", 0)
     for number in range((8 << 20) // 4000):
         if not bob.left:
-            room.tell(ann, "bob", "x" * 4000)
+            ask(room, ann, "tell", to="bob", text="x" * 4000)
             room.flush()
     assert bob.left and not ann.left
     assert words(ann.out.lines()).count("tell") > 2000
@@ -728,13 +728,13 @@ def test_private_lines_count_as_lag(room):
 
 def test_memory_is_bounded_when_nobody_lags(room):
     ann, _ = enter(room, "ann"), enter(room, "bob")
-    room.recording = None
+    room.fanout.recording = None
     flood(room, ann, 5 << 20)
     assert chunks_in_memory() < (1 << 20) + 200_000
 
 
 def test_memory_is_free_again_when_the_slow_one_was_cut(room):
-    room.recording = None
+    room.fanout.recording = None
     ann, bob = enter(room, "ann"), enter(room, "bob", 0)
     flood(room, ann, 6 << 20)
     assert chunks_in_memory() > 6 << 20
@@ -744,7 +744,7 @@ def test_memory_is_free_again_when_the_slow_one_was_cut(room):
 
 
 def test_memory_is_free_again_when_the_slow_one_caught_up(room):
-    room.recording = None
+    room.fanout.recording = None
     ann, bob = enter(room, "ann"), enter(room, "bob", 0)
     flood(room, ann, 5 << 20)
     open_up(room, bob)
@@ -777,7 +777,7 @@ def test_a_lag_of_very_many_rounds_goes_away_without_a_crash(room):
 def test_a_name_is_taken_however_it_is_written(room, there, comes):
     enter(room, there)
     with pytest.raises(chat.ChatError, match="is taken") as refusal:
-        room.join(chat.Member(Wire()), comes)
+        ask(room, chat.Member(Wire()), "hello", name=comes)
     assert refusal.value.code == "name-taken"
     assert enter(room, refusal.value.name).name == refusal.value.name, "the suggestion is free"
 
@@ -786,7 +786,7 @@ def test_the_suggestion_is_a_name_that_nobody_has(room):
     for name in ("bob", "Bob-2", "BOB-3"):
         enter(room, name)
     with pytest.raises(chat.ChatError) as refusal:
-        room.join(chat.Member(Wire()), "bob")
+        ask(room, chat.Member(Wire()), "hello", name="bob")
     assert refusal.value.name == "bob-4"
     assert "bob-4 is free" in str(refusal.value)
 
@@ -796,31 +796,31 @@ def test_the_suggestion_for_the_longest_name_is_a_name_too(room):
     for _ in range(12):
         enter(room, name)
         with pytest.raises(chat.ChatError) as refusal:
-            room.join(chat.Member(Wire()), "ж" * chat.NAME_POINTS)
+            ask(room, chat.Member(Wire()), "hello", name="ж" * chat.NAME_POINTS)
         name = refusal.value.name
         assert len(name) <= chat.NAME_POINTS
 
 
 def test_a_name_that_is_refused_leaves_no_trace(room):
     enter(room, "bob")
-    before = bytes(room.recording.data)
+    before = bytes(room.fanout.recording.data)
     for name in ("bob", "all", ""):
         with pytest.raises(chat.ChatError):
-            room.join(chat.Member(Wire()), name)
+            ask(room, chat.Member(Wire()), "hello", name=name)
     room.flush()
-    assert room.recording.data == before and list(room.people) == ["bob"]
+    assert room.fanout.recording.data == before and list(room.people) == ["bob"]
 
 
 def test_a_name_is_free_again_as_soon_as_its_bearer_has_left(room):
     bob = enter(room, "bob")
-    room.leave(bob, "left")
+    ask(room, bob, "leave", why="left")
     assert enter(room, "bob").seat == 3
 
 
 def test_everyone_is_told_of_a_new_name(room):
     ann, bob = enter(room, "ann"), enter(room, "bob")
     talk(room, bob, "before")
-    room.nick(bob, "rob", 4)
+    ask(room, bob, "nick", name="rob", id=4)
     talk(room, bob, "after")
     room.flush()
     said = ann.out.lines()[-3:]
@@ -830,20 +830,20 @@ def test_everyone_is_told_of_a_new_name(room):
 
 def test_after_a_new_name_the_old_one_is_free_and_the_new_one_taken(room):
     bob = enter(room, "bob")
-    room.nick(bob, "rob")
+    ask(room, bob, "nick", name="rob")
     enter(room, "bob")
     with pytest.raises(chat.ChatError, match="the name Rob is taken; Rob-2 is free"):
-        room.join(chat.Member(Wire()), "Rob")
-    room.leave(bob, "left")
+        ask(room, chat.Member(Wire()), "hello", name="Rob")
+    ask(room, bob, "leave", why="left")
     enter(room, "rob")
 
 
 def test_ones_own_name_can_be_written_in_another_way(room):
     bob = enter(room, "bob")
-    room.nick(bob, "Bob")
+    ask(room, bob, "nick", name="Bob")
     room.flush()
     assert bob.out.lines()[-1]["name"] == "Bob"
-    room.who(bob)
+    ask(room, bob, "who")
     room.flush()
     assert bob.out.lines()[-1]["people"] == ["Bob"]
 
@@ -854,7 +854,7 @@ def test_a_new_name_that_cannot_be_is_refused_and_the_old_one_stays(room, name, 
     enter(room, "ann")
     bob = enter(room, "bob")
     with pytest.raises(chat.ChatError) as refusal:
-        room.nick(bob, name)
+        ask(room, bob, "nick", name=name)
     assert refusal.value.code == code
     say(room, bob, "still me")
     assert bob.out.lines()[-1]["who"] == "bob"
@@ -869,9 +869,9 @@ def test_a_full_room_lets_in_again_when_somebody_leaves():
     ann = enter(room, "ann")
     enter(room, "bob")
     with pytest.raises(chat.ChatError, match="this room is full: 2 people") as refusal:
-        room.join(chat.Member(Wire()), "eve")
+        ask(room, chat.Member(Wire()), "hello", name="eve")
     assert refusal.value.code == "full"
-    room.leave(ann, "left")
+    ask(room, ann, "leave", why="left")
     assert enter(room, "eve").seat == 4
 
 
@@ -900,7 +900,7 @@ def clocks(monkeypatch):
 def fresh(clocks):
     """A room whose time is 0 and whose clocks are set by hand."""
     room = taped_room()
-    room.begin(dict(SESSION))
+    room.log.resume(dict(SESSION))
     return room
 
 
@@ -909,21 +909,21 @@ def fresh(clocks):
     ids=["plain", "a laptop that slept", "a clock set back", "only back", "a wall that stands", "both back"])
 def test_the_time_of_the_session_grows_by_the_clock_that_went_further(fresh, clocks, steady, wall, t):
     clocks.pass_by(steady, wall)
-    assert fresh.seconds() == t
+    assert fresh.log.seconds() == t
 
 
 def test_a_clock_set_back_and_forth_does_not_count_twice(fresh, clocks):
     clocks.pass_by(1, -100)
-    assert fresh.seconds() == 1
+    assert fresh.log.seconds() == 1
     clocks.pass_by(1, 1)
-    assert fresh.seconds() == 2
+    assert fresh.log.seconds() == 2
 
 
 def test_small_differences_between_the_clocks_do_not_add_up(fresh, clocks):
     for number in range(2000):
         clocks.pass_by(0.001, 0.5 if number % 2 else -0.498)
-        fresh.seconds()
-    assert fresh.seconds() == pytest.approx(2.0)
+        fresh.log.seconds()
+    assert fresh.log.seconds() == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -934,7 +934,7 @@ def test_time_never_falls_whatever_the_clocks_do(fresh, clocks, seed):
         clocks.pass_by(steady=chance.choice([0, 0.0004, 1, 10]),
                        wall=chance.choice([0, 0.0004, 1, -1, -5, 10, -1000, 1000]))
         say(fresh, ann, "hi")
-        fresh.pong(ann)
+        ask(fresh, ann, "ping")
         fresh.refuse(ann, chat.ChatError("no"))
         fresh.flush()
     times = [line["t"] for line in ann.out.lines()[2:]]
@@ -951,7 +951,7 @@ def test_time_is_told_to_the_millisecond(fresh, clocks):
 
 def test_a_session_goes_on_with_its_number_and_never_earlier(clocks):
     room = taped_room()
-    room.begin(dict(SESSION), 41, 99.5)  # whose start lies in the future of this computer's clock
+    room.log.resume(dict(SESSION), 41, 99.5)  # whose start lies in the future of this computer's clock
     ann = enter(room, "ann")
     assert ann.seat == 42
     assert ann.out.lines()[2]["t"] == 99.5
@@ -960,15 +960,15 @@ def test_a_session_goes_on_with_its_number_and_never_earlier(clocks):
 
 def test_a_session_that_goes_on_counts_the_pause(clocks):
     room = taped_room()
-    room.begin({**SESSION, "start": "2020-01-01T00:00:00.000+00:00"}, 41, 99.5)
-    assert room.seconds() > 86400 * 365
+    room.log.resume({**SESSION, "start": "2020-01-01T00:00:00.000+00:00"}, 41, 99.5)
+    assert room.log.seconds() > 86400 * 365
 
 
 def test_a_newcomer_to_a_session_that_goes_on_is_given_its_old_lines():
     first = taped_room()
     say(first, enter(first, "ann"), "one", "two")
     second = chat.Room("lab", history=1)
-    second.begin(first.session, first.n, 1.0, bytes(first.recording.data))
+    second.log.resume(first.log.session, first.log.n, 1.0, bytes(first.fanout.recording.data))
     lines = enter(second, "bob").out.lines()
     assert words(lines) == ["welcome", "session", "two", "join"]
     assert lines[-1]["from"] == 3 and numbers(lines) == [0, 3, 4]
@@ -981,19 +981,19 @@ def test_the_end_is_the_last_line_of_everyone(room):
     members = [enter(room, "ann"), enter(room, "bob")]
     talk(room, members[0], "last words")
     members.append(newcomer(room, "eve"))
-    room.close()
+    ask(room, None, "end")
     room.flush()
     for member in members:
         assert words(member.out.lines())[-1] == "end"
         assert texts(member.out.lines()) == ["last words"]
         assert member.out.ended == socket.SHUT_WR
-    assert json.loads(room.recording.lines()[-1])["ev"] == "end"
+    assert json.loads(room.fanout.recording.lines()[-1])["ev"] == "end"
 
 
 def test_one_who_lags_is_given_the_end_when_its_wire_drains(room):
     ann, bob = enter(room, "ann"), enter(room, "bob", 0)
     say(room, ann, "one")
-    room.close()
+    ask(room, None, "end")
     room.flush()
     open_up(room, bob)
     assert words(bob.out.lines())[-2:] == ["one", "end"]
@@ -1003,27 +1003,27 @@ def test_one_who_lags_is_given_the_end_when_its_wire_drains(room):
 def test_at_the_end_a_full_wire_is_given_less_than_two_seconds(room, monkeypatch):
     monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
     enter(room, "bob", 0)
-    room.close()
+    ask(room, None, "end")
     room.flush()
-    assert room.look_after() < 1.5
+    assert room.fanout.look_after() < 1.5
 
 
 def test_nothing_follows_the_end(room):
     ann = enter(room, "ann")
-    room.close()
-    room.close()
+    ask(room, None, "end")
+    ask(room, None, "end")
     room.flush()
     say(room, ann, "from beyond")
-    room.leave(ann, "left")
-    room.announce("notice", text="one more thing")
+    ask(room, ann, "leave", why="left")
+    ask(room, None, "notice", text="one more thing")
     room.flush()
-    assert words(map(json.loads, room.recording.lines())) == ["join", "end"]
+    assert words(map(json.loads, room.fanout.recording.lines())) == ["join", "end"]
 
 
 def test_a_closed_room_lets_nobody_in(room):
-    room.close()
+    ask(room, None, "end")
     with pytest.raises(chat.ChatError, match="closed") as refusal:
-        room.join(chat.Member(Wire()), "bob")
+        ask(room, chat.Member(Wire()), "hello", name="bob")
     assert refusal.value.code == "full"
 
 
@@ -1033,7 +1033,7 @@ def test_a_closed_room_lets_nobody_in(room):
 def test_trouble_with_the_recording_is_told_to_everyone_once(room):
     ann, bob = enter(room, "ann"), enter(room, "bob")
     troubles = ["recording failed"]
-    room.recording.write = lambda lines: troubles.pop() if troubles else None
+    room.fanout.recording.write = lambda lines: troubles.pop() if troubles else None
     say(room, ann, "one")
     say(room, ann, "two")
     for member in (ann, bob):
@@ -1043,19 +1043,19 @@ def test_trouble_with_the_recording_is_told_to_everyone_once(room):
 def test_a_recording_that_fails_is_tried_again_each_second(room):
     enter(room, "ann")
     tries = []
-    room.recording.write = tries.append
-    assert room.look_after() is None and not tries
-    room.recording.failing = True
-    assert room.look_after() == chat.RETRY_SECONDS and tries == [b""]
+    room.fanout.recording.write = tries.append
+    assert room.fanout.look_after() is None and not tries
+    room.fanout.recording.failing = True
+    assert room.fanout.look_after() == chat.RETRY_SECONDS and tries == [b""]
 
 
 def test_the_log_in_memory_can_be_read_from_any_number_on(room):
     ann = enter(room, "ann")
     for number in range(20):
         say(room, ann, "one", "two", "three")
-    for n in (0, 5, 30, room.n - 1, room.n):
+    for n in (0, 5, 30, room.log.n - 1, room.log.n):
         given = b"".join(chunk.data for chunk in room.since(n)).splitlines(True)
-        wanted = room.recording.lines()[n:]
+        wanted = room.fanout.recording.lines()[n:]
         assert len(given) - len(wanted) in (0, 1, 2), "no more than the rest of a round before"
         assert given[len(given) - len(wanted):] == wanted
 
@@ -1081,28 +1081,28 @@ class RestlessWire(Wire):
             self.space = None
 
 
-class RestlessHelper:
-    """Does what the helper does, for wires that nobody can wait for."""
+class RestlessCaretaker:
+    """Does what the caretaker does, for wires that nobody can wait for."""
 
     def __init__(self, room):
         self.room, self.stopped, self.called = room, False, threading.Event()
-        room.wake = self.called.set
+        room.fanout.wake = self.called.set
         self.thread = threading.Thread(target=self.run)
         self.thread.start()
 
     def run(self):
         while not self.stopped:
-            self.called.wait(0.001 if self.room.lagging else None)
+            self.called.wait(0.001 if self.room.fanout.lagging else None)
             self.called.clear()
-            with self.room.baton:
-                for member in list(self.room.lagging):
-                    self.room.push(member)
-                for member in self.room.stuck:
+            with self.room.fanout.baton:
+                for member in list(self.room.fanout.lagging):
+                    self.room.fanout.push(member)
+                for member in self.room.fanout.stuck:
                     member.watched = False
-                self.room.stuck.clear()
-                for member in self.room.graves:
+                self.room.fanout.stuck.clear()
+                for member in self.room.fanout.graves:
                     member.out.close()
-                self.room.graves.clear()
+                self.room.fanout.graves.clear()
             self.room.flush()
 
     def stop(self):
@@ -1126,33 +1126,33 @@ def live(room, seed, everyone):
     for visit in range(4):
         member = chat.Member(RestlessWire(chance.random()))
         everyone.append(member)
-        room.join(member, f"p{seed}")
+        ask(room, member, "hello", name=f"p{seed}")
         room.flush()
         for _ in range(chance.randint(1, 20)):
             if chance.random() < 0.8:
                 talk(room, member, *(f"{seed}:{next(counter)}" for _ in range(chance.randint(1, 4))))
             else:
-                room.nick(member, f"p{seed}x{next(counter)}")
+                ask(room, member, "nick", name=f"p{seed}x{next(counter)}")
             room.flush()
         if visit < 3:
-            room.leave(member, "left")
+            ask(room, member, "leave", why="left")
             room.flush()
 
 
 def tell_each_other(room, ann, bob):
     for number in range(100):
-        room.tell(ann, "bob", f"ann {number}")
-        room.tell(bob, "ann", f"bob {number}")
+        ask(room, ann, "tell", to="bob", text=f"ann {number}")
+        ask(room, bob, "tell", to="ann", text=f"bob {number}")
         room.flush()
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_whatever_many_threads_do_each_member_is_given_its_stretch_of_the_log(seed, quick_switches):
     room, everyone, people = taped_room(), [], 8
-    helper = RestlessHelper(room)
+    caretaker = RestlessCaretaker(room)
     pair = [chat.Member(RestlessWire(seed)) for _ in range(2)]
     for member, name in zip(pair, ("ann", "bob")):
-        room.join(member, name)
+        ask(room, member, "hello", name=name)
     everyone += pair
     threads = [threading.Thread(target=live, args=(room, seed * people + number, everyone))
                for number in range(people)]
@@ -1161,15 +1161,15 @@ def test_whatever_many_threads_do_each_member_is_given_its_stretch_of_the_log(se
         thread.start()
     for thread in threads:
         thread.join()
-    room.close()
+    ask(room, None, "end")
     room.flush()
     for member in everyone:
         member.out.calm = True
-    helper.called.set()
-    wait_for(lambda: not room.lagging and not room.news, "everything is sent")
-    helper.stop()
+    caretaker.called.set()
+    wait_for(lambda: not room.fanout.lagging and not room.fanout.unsent, "everything is sent")
+    caretaker.stop()
 
-    log = room.recording.lines()
+    log = room.fanout.recording.lines()
     assert [json.loads(line)["n"] for line in log] == list(range(1, len(log) + 1))
     for member in everyone:
         given = [line for line in member.out.data.splitlines(True) if line.startswith(b'{"ev"')]
@@ -1195,7 +1195,7 @@ def test_two_who_flush_at_once_leave_nothing_behind(room, quick_switches):
             meet.wait()
             say(room, member, "now")
             meet.wait()
-            if room.pending:
+            if room.log.pending:
                 left_behind.append(member)
 
     threads = [threading.Thread(target=speak, args=(member,)) for member in members]

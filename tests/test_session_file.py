@@ -14,6 +14,7 @@ import types
 import pytest
 
 import chat
+from helpers import ask
 
 SESSION = {"ev": "session", "n": 0, "t": 0.0, "v": 1, "id": "s1", "start": "2026-11-20T12:00:00.000+03:00",
            "room": "лаб"}
@@ -582,28 +583,28 @@ def test_a_session_of_a_newer_chat_is_refused(path):
 def test_a_server_that_goes_on_leaves_no_gap_and_nobody_behind(path):
     put(path, WHOLE, LAST[:9])
     room = chat.open_room("another name", path, 50, 0)
-    room.announce("notice", text="here again")
+    ask(room, None, "notice", text="here again")
     room.flush()
-    room.recording.close()
+    room.fanout.recording.close()
     with open(path, "rb") as file:
         events = list(chat.read_session(file))
     assert [event["n"] for event in events] == [0, 1, 2, 3, 4]
     assert (events[3]["ev"], events[3]["who"], events[3]["why"]) == ("leave", "юля", "lost")
-    assert room.session == SESSION
+    assert room.log.session == SESSION
 
 
 def test_time_does_not_fall_when_a_server_goes_on(path):
     put(path, WHOLE, say(3, t=4e9))  # written by a clock far ahead
     room = chat.open_room("lab", path, 50, 0)
-    room.recording.close()
-    assert room.t >= 4e9
+    room.fanout.recording.close()
+    assert room.log.t >= 4e9
 
 
 def test_an_empty_file_becomes_a_session(path):
     put(path)
     room = chat.open_room("lab", path, 50, 0)
-    room.recording.close()
-    assert content(path) == room.session_line
+    room.fanout.recording.close()
+    assert content(path) == room.log.session_line
 
 
 # --- reading ---
