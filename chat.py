@@ -631,28 +631,28 @@ def _lock_file(descriptor):
 class Recording:
     """The one writer of a session file: it holds whole lines at every moment, even on a full disk."""
 
-    # On failure the lines are kept, up to a limit, and writing is tried again each second. What had to
-    # be let go shows as a jump in n. `head` is what a file must begin with if it has to be made again.
+    # Nobody is shown a line before it is here, so writing is part of every round, and a failure must cost no more
+    # than a moment: what could not be written is kept, up to a limit, and tried again each second. What had to
+    # be let go shows as a jump in n. A file that somebody removes is another matter: it is said to be gone, and
+    # closed, which is what gives the disk its space back; nobody is put off with one that nobody will find.
+    #
+    # Called only by the holder of the baton, or by a client's one receiver thread.
 
     def __init__(self, path, head=b"", size=None):
-        self.path, self.head = path, head
+        self.path, self.size = path, size or 0
         self.backlog, self.failing, self.retry_at = collections.deque(), False, 0.0
-        self.size = 0
+        self.gone = False
         try:
-            self.descriptor = self._open(os.O_EXCL | os.O_CREAT if size is None else 0)
+            flags = (os.O_EXCL | os.O_CREAT if size is None else 0) | os.O_RDWR | os.O_APPEND
+            self.descriptor = os.open(path, flags | getattr(os, "O_BINARY", 0), 0o600)
             _lock_file(self.descriptor)
-            if size is None:
-                self._append(b"")
-            else:
-                self.size = size
-                self._set_aside_torn()
+            self._set_aside_torn()
+            if not self.size:
+                self._append(head)
         except FileExistsError:
             raise ChatError(f"{path} exists already; choose another name") from None
         except OSError as error:
             raise ChatError(f"cannot record into {path}: {error.strerror}") from None
-
-    def _open(self, flags):
-        return os.open(self.path, flags | os.O_RDWR | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o600)
 
     def _set_aside_torn(self):
         # What a server that died could not finish writing is no line, but may be somebody's words.
@@ -662,44 +662,29 @@ class Recording:
             with open(self.path + ".torn", "ab") as aside:
                 aside.write(os.read(self.descriptor, torn))
             os.ftruncate(self.descriptor, self.size)
-        if not self.size:
-            self._append(b"")
 
     def _append(self, data):
-        done, data = 0, data if self.size else self.head + data
+        done = 0
         try:
             while done < len(data):
                 done += os.write(self.descriptor, data[done:] if done else data)
-            if not os.fstat(self.descriptor).st_nlink:
-                raise FileNotFoundError(errno.ENOENT, "the file is gone")
         except OSError:
-            with contextlib.suppress(OSError):  # then _reopen cuts it
+            with contextlib.suppress(OSError):  # then the next attempt cuts it
                 os.ftruncate(self.descriptor, self.size)
             raise
         self.size += done
 
-    def _reopen(self):
-        # The same file again, where it was; a new one, from its first line, where it is gone.
-        old = os.fstat(self.descriptor)
-        try:
-            now = os.stat(self.path)
-        except FileNotFoundError:
-            new = self._open(os.O_EXCL | os.O_CREAT)
-            os.close(self.descriptor)
-            self.descriptor, self.size = new, 0
-            return _lock_file(new)
-        if not os.path.samestat(old, now):
-            raise FileExistsError(errno.EEXIST, "another file has taken its name")
-        os.ftruncate(self.descriptor, self.size)
-
     def write(self, lines):
-        """Append whole lines; returns a sentence when recording begins to fail or works again."""
+        """Append whole lines; returns a sentence when recording begins to fail, works again or is over."""
         now = time.monotonic()
         if self.failing and now < self.retry_at:
             return self._keep(lines)
         try:
+            self.gone = not os.fstat(self.descriptor).st_nlink
+            if self.gone:
+                return "the file of the recording is gone, and nothing is recorded any more"
             if self.failing:
-                self._reopen()
+                os.ftruncate(self.descriptor, self.size)
             self._append(b"".join([*self.backlog, lines]))
         except OSError as error:
             self._keep(lines)
@@ -719,7 +704,7 @@ class Recording:
 
     def close(self):
         """Write what still can be, make it last, and close."""
-        if self.failing:
+        if self.failing and not self.gone:
             self.retry_at = 0.0
             self.write(b"")
         with contextlib.suppress(OSError):  # a file that cannot be synced is still as complete as it gets
@@ -1099,9 +1084,13 @@ class Fanout:
         self.lagging[member] = None
 
     def _record(self, data):
-        trouble = self.recording.write(data) if self.recording else None
+        recording = self.recording
+        trouble = recording.write(data) if recording else None
+        if trouble and recording.gone:
+            recording.close()
+            self.recording = None
         if trouble:
-            self.ask(None, {"do": "notice", "text": trouble})
+            self.ask(None, {"do": "notice", "text": trouble, "recorded": False if recording.gone else None})
             self.wake()  # the caretaker tries again, even if nobody says anything
 
     def _part(self, member, before, place, last):

@@ -282,7 +282,7 @@ class Wire:
 class Tape:
     """A recording that only keeps what it is given."""
 
-    failing = False
+    failing = gone = False
 
     def __init__(self):
         self.data = bytearray()

@@ -346,78 +346,36 @@ needs_unlink = pytest.mark.skipif(os.name != "posix", reason="an open file canno
 
 
 @needs_unlink
-def test_a_file_that_was_removed_is_made_again_with_its_head(begun, disk, path):
-    begun.write(say(1))
-    os.unlink(path)
-    assert "the file is gone" in begun.write(say(2))
-    assert begun.write(say(3)) == "recording works again"
-    assert content(path) == HEAD + say(2) + say(3)
-
-
-@needs_unlink
-@pytest.mark.parametrize("left", [0, 5, len(HEAD), len(HEAD) + 5])
-def test_a_file_that_was_removed_from_a_full_disk_gets_its_head_in_the_end(begun, disk, path, left):
-    os.unlink(path)
+@pytest.mark.parametrize("left", [1 << 30, 5, 0], ids=["with room", "nearly full", "full"])
+def test_a_file_that_was_removed_is_said_to_be_gone_once_the_next_line_comes(begun, disk, path, left):
     begun.write(say(1))
     disk.left = left
     begun.write(say(2))
-    disk.left = 1 << 30
-    assert begun.write(say(3)) == "recording works again"
-    assert content(path) == HEAD + say(1) + say(2) + say(3)
+    os.unlink(path)
+    assert begun.write(say(3)) == "the file of the recording is gone, and nothing is recorded any more"
+    assert begun.gone and not os.path.exists(path)
 
 
 @needs_unlink
-def test_a_folder_that_went_away_and_came_back_has_the_file_again(disk, tmp_path):
+def test_a_folder_that_was_removed_takes_its_recording_along(tmp_path):
     (tmp_path / "sessions").mkdir()
-    path = str(tmp_path / "sessions" / "lab.jsonl")
-    recording = chat.Recording(path, HEAD)
+    recording = chat.Recording(str(tmp_path / "sessions" / "lab.jsonl"), HEAD)
     shutil.rmtree(tmp_path / "sessions")
-    assert recording.write(say(1)).startswith("recording failed")
-    assert recording.write(say(2)) is None
-    (tmp_path / "sessions").mkdir()
-    assert recording.write(say(3)) == "recording works again"
+    assert "is gone" in recording.write(say(1))
     recording.close()
-    assert content(path) == HEAD + say(1) + say(2) + say(3)
 
 
 @needs_unlink
-def test_another_file_that_took_its_name_is_left_alone(begun, disk, path, tmp_path):
-    put(tmp_path / "other", b"not yours\n")
-    os.replace(tmp_path / "other", path)
-    assert [begun.write(say(n)) for n in range(1, 4)][1:] == [None, None]
-    assert content(path) == b"not yours\n"
-
-
-@needs_unlink
-def test_a_recording_does_not_go_on_in_a_file_that_was_moved_away(begun, disk, path, tmp_path):
-    disk.left = 0
+@pytest.mark.parametrize("left", [1 << 30, 0], ids=["with room", "after a full disk"])
+def test_another_file_that_took_its_name_is_left_alone(begun, disk, path, tmp_path, left):
+    disk.left = left
     begun.write(say(1))
+    disk.left = 1 << 30
     os.rename(path, tmp_path / "moved")
     put(path, b"not yours\n")
-    disk.left = 1 << 30
-    assert begun.write(say(2)) is None
+    begun.write(say(2))
     assert content(path) == b"not yours\n"
-
-
-@needs_unlink
-def test_recording_works_again_when_the_other_file_is_gone(begun, disk, path, tmp_path):
-    put(tmp_path / "other", b"not yours\n")
-    os.replace(tmp_path / "other", path)
-    begun.write(say(1))
-    begun.write(say(2))
-    os.unlink(path)
-    assert begun.write(say(3)) == "recording works again"
-    assert content(path) == HEAD + say(1) + say(2) + say(3)
-
-
-@needs_unlink
-@needs_locks
-def test_a_file_made_again_is_locked_too(begun, disk, path):
-    os.unlink(path)
-    begun.write(say(1))
-    begun.write(say(2))
-    with pytest.raises(chat.ChatError, match="another server"):
-        chat.Recording(path, HEAD, len(HEAD))
+    assert content(tmp_path / "moved") == HEAD + say(1) + say(2), "which is the same file still"
 
 
 # --- going on in a file ---
