@@ -17,9 +17,10 @@ The words used throughout, here as in the help and on the wire:
     log       all events of a session, numbered by n from 0; t is the seconds since its start
     member    a person in the room; seat: the n of their join event, never reused as names are
     chunk     the events of one round, as one bytes object
-    round     one pass of the flush: take what is new, write it, send it to everyone
+    round     one pass of the fan-out: take what is new, write it, send it to everyone
     in step   a member that was sent every chunk; lag: what the others still have to be sent
     letter    a reply on its way to one member, outside the log
+    view      what one person knows: who they are, who is here, what is history
     recording the session file while it is written; tape: the same while it is played or made a report of
     scene     an event with the moment at which it was seen and the name of who saw it
 
@@ -29,12 +30,14 @@ The rules of the house:
     3. The baton goes to one thread at a time. Its holder alone writes the recording and sends on or
        closes a member's socket. Readers only try for it; nobody takes it while holding the lock.
     4. A socket has one reader thread, and only that thread receives from it.
-    5. Only `append` stamps events. Input is checked once, at the door; inside everything is trusted.
+    5. Only the log gives events their number and time, and only `decide` lets it. Input is checked once, at
+       the door; inside everything is trusted.
     6. `render` is the only road from an event to a screen.
-    7. Requests, commands, events and styles are tables. No mutable state at module level.
+    7. Requests, decisions, commands, events and styles are tables. Nothing at module level changes, but for
+       caches of pure functions.
 
 The map:
-    limits, lines, rendering, session file, room, view, doors, screen, server, client, replay, report, menu,
+    limits, lines, rendering, session file, log, fan-out, room, view, doors, screen, server, client, replay, report, menu,
     command line
 """
 
@@ -191,8 +194,8 @@ def encode_talk(n, t, who, requests):
     stamp = ',"t":%r,"who":%s,"text":' % (t, who)
     lines = []
     for n, request in enumerate(requests, n):
-        text, mark = quote(request["text"]), request.get("id")
-        end = "}\n" if mark is None else ',"id":%d}\n' % mark
+        text, id = quote(request["text"]), request.get("id")
+        end = "}\n" if id is None else ',"id":%d}\n' % id
         lines.append('{"ev":"%s","n":%d%s%s%s' % (request["do"], n, stamp, text, end))
     return "".join(lines).encode()
 
@@ -294,13 +297,16 @@ def _is_start(value):
         return False
 
 
-# What a field may be: a test, and the words for it.
-STRING = lambda value: type(value) is str and (value.isascii() or is_utf8(value)), "a string of whole characters"
-COUNT = lambda value: type(value) is int and 0 <= value < 1 << 53, "a whole number from 0 to 2^53-1"
-SECONDS = lambda value: type(value) in (int, float) and 0 <= value < 1e11, "a number of seconds"
-PEOPLE = lambda value: type(value) is list and all(map(STRING[0], value)), "a list of names"
-START = _is_start, "a time with its zone"
-TALK = check_text, "a string"
+class Kind(collections.namedtuple("Kind", "fits words")):
+    """What a field may be: a test, and the words for it."""
+
+
+STRING = Kind(lambda value: type(value) is str and (value.isascii() or is_utf8(value)), "a string of whole characters")
+COUNT = Kind(lambda value: type(value) is int and 0 <= value < 1 << 53, "a whole number from 0 to 2^53-1")
+SECONDS = Kind(lambda value: type(value) in (int, float) and 0 <= value < 1e11, "a number of seconds")
+PEOPLE = Kind(lambda value: type(value) is list and all(map(STRING.fits, value)), "a list of names")
+START = Kind(_is_start, "a time with its zone")
+TALK = Kind(check_text, "a string")
 
 # What a client asks, and the fields each request must have, besides an id if it likes.
 REQUESTS = {
@@ -340,16 +346,16 @@ def decode_request(line):
     if line is None or len(line) > LINE_BYTES >> 2 and len(line.encode(errors="surrogateescape")) > LINE_BYTES:
         raise ChatError(f"a line has at most {LINE_BYTES:,} bytes", "too-long")
     request = decode(line)
-    do, mark = request.get("do"), request.get("id")
-    if mark is not None and not COUNT[0](mark):
-        raise ChatError(f'"id" must be {COUNT[1]}')
+    do, id = request.get("do"), request.get("id")
+    if id is not None and not COUNT.fits(id):
+        raise ChatError(f'"id" must be {COUNT.words}')
     try:
         fields = REQUESTS.get(do) if type(do) is str else None
         if fields is None:
             raise ChatError(f'"do" must be one of: {" ".join(REQUESTS)}')
         check_fields(do, fields, request)
     except ChatError as error:
-        error.id = mark
+        error.id = id
         raise
     return request
 
@@ -360,7 +366,7 @@ def decode_event(line):
     if "ev" in event:
         event.pop("re", None)  # a line is one or the other
     known, word = (EVENTS, event["ev"]) if "ev" in event else (REPLIES, event.get("re"))
-    if not STRING[0](word):
+    if not STRING.fits(word):
         raise ChatError("this line is neither an event nor a reply")
     check_fields(word, known.get(word, REPLIES["pong"]), event)
     return event
@@ -374,9 +380,9 @@ def check_version(session):
 
 def check_fields(word, fields, given):
     """Refuse a request, event or reply that lacks one of these fields or has it wrong."""
-    for field, (test, words) in fields.items():
-        if not test(given.get(field)):
-            raise ChatError(f'{word} needs "{field}": {words}')
+    for field, kind in fields.items():
+        if not kind.fits(given.get(field)):
+            raise ChatError(f'{word} needs "{field}": {kind.words}')
 
 
 def blocks(receive, limit):
@@ -419,9 +425,11 @@ def number_of(line):
 
 
 # === rendering ====================================================================================
-# `render` turns an event or reply into pieces of text, each with the name of a style; console, client,
-# replay and every export use it, and nothing that people wrote reaches a screen any other way. The
-# table of code points is fixed, since the tables that come with Python differ between versions.
+# `render` turns an event or reply into pieces of text, each with the name of a style. It is the only road
+# from what people wrote to a screen: console, client, replay, pictures and transcripts go by it. Only the page
+# that plays a session in a browser draws by itself; it is given the same table of words and texts that `clean`
+# has made harmless. That table of code points is fixed, since those that come with Python differ between
+# versions, and the same session must always give the same bytes.
 
 # Styles and their terminal colours; the names' colours can be read on dark and on light ground.
 STYLES = {"text": "", "time": "2", "system": "2", "history": "2", "me": "3", "private": "35", "mention": "1;7",
@@ -436,7 +444,7 @@ BREAKS = "\r\v\f\x85\u2028\u2029"  # only \n begins a row
 CONTROLS = "\0-\x08\x0e-\x1f"  # among them what begins every escape sequence
 NOT_CHARACTERS = ("\x7f-\x84\x86-\x9f\ud800-\uf8ff\ufdd0-\ufdef\ufffe\uffff"
                   "\U000f0000-\U0010ffff")  # C1 controls, surrogates, private use
-MARKS = ("\u0300-\u036f\u0483-\u0489\u0591-\u05bd\u0610-\u061a\u064b-\u065f\u06d6-\u06dc\u0e31\u0e34-\u0e3a"
+ACCENTS = ("\u0300-\u036f\u0483-\u0489\u0591-\u05bd\u0610-\u061a\u064b-\u065f\u06d6-\u06dc\u0e31\u0e34-\u0e3a"
          "\u0e47-\u0e4e\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f")  # that pile up on one letter
 HARMLESS = tuple((re.compile(pattern), instead) for pattern, instead in (
     ("\r\n", "\n"),
@@ -447,10 +455,10 @@ HARMLESS = tuple((re.compile(pattern), instead) for pattern, instead in (
     (f"[{UNSEEN}]+", ""),
     (f"([{JOINERS}]{{2}})[{JOINERS}]+", r"\1"),
     (f"(?:^|(?<=\\s))[{JOINERS}]+|[\u200c\u200d]+(?=\\s|$)", ""),
-    (f"(?<=[{MARKS}])[{JOINERS}]+(?=[{MARKS}])", ""),
-    (f"([{MARKS}]{{3}})[{MARKS}]+", r"\1"),
+    (f"(?<=[{ACCENTS}])[{JOINERS}]+(?=[{ACCENTS}])", ""),
+    (f"([{ACCENTS}]{{3}})[{ACCENTS}]+", r"\1"),
 ))
-_suspect = re.compile(f"[\t{BREAKS}{CONTROLS}{NOT_CHARACTERS}{UNSEEN}{JOINERS}{MARKS}]")
+_suspect = re.compile(f"[\t{BREAKS}{CONTROLS}{NOT_CHARACTERS}{UNSEEN}{JOINERS}{ACCENTS}]")
 
 
 def clean(text):
@@ -3852,7 +3860,7 @@ GROUND, INK = "#1b1e26", "#dfe3ec"
 INKS = {"2": "#98a0b3", "31": "#ff8a80", "32": "#86d993", "33": "#e8c872", "34": "#8ab4ff", "35": "#e0a3ff",
         "36": "#78d6df", "91": "#ffa8a0", "92": "#a8ecb2", "94": "#adc8ff", "95": "#eec4ff"}
 _cluster = re.compile("[\U0001f1e6-\U0001f1ff]{2}"  # a flag; or a character with what belongs to it:
-                      f"|.(?:[{MARKS}{JOINERS}\U0001f3fb-\U0001f3ff]|(?<=\u200d).)*", re.DOTALL)
+                      f"|.(?:[{ACCENTS}{JOINERS}\U0001f3fb-\U0001f3ff]|(?<=\u200d).)*", re.DOTALL)
 
 
 def cells(pieces, columns):

@@ -1,8 +1,10 @@
 """The doors: what requests, mistakes, leaving in every way, haste, sloth and malice do, over real sockets."""
 import contextlib
 import json
+import os
 import random
 import socket
+import sys
 import threading
 
 import pytest
@@ -705,3 +707,79 @@ def test_a_crowd_that_comes_and_breaks_off_leaves_nothing_behind(server):
         assert len(gone) == 50
         wait_for(lambda: len(server.guests) == 1, "only ann's connection is left")
         assert list(server.room.people) == ["ann"]
+
+
+# --- on one processor while many talk ---
+
+
+needs_processors = pytest.mark.skipif(not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2,
+                                      reason="needs a system that lets one choose among several processors")
+
+
+@pytest.fixture
+def huddle(monkeypatch):
+    """A huddle whose time is set by hand; `huddle.after(seconds, meetings)` lets it look again."""
+    now, everywhere = [1000.0], os.sched_getaffinity(0)
+    monkeypatch.setattr(chat.time, "monotonic", lambda: now[0])
+    huddle = chat.Huddle()
+
+    def after(seconds, meetings):
+        now[0] += seconds
+        return huddle.look(huddle.met + meetings)
+
+    huddle.after = after
+    yield huddle
+    monkeypatch.undo()
+    for thread in threading.enumerate():
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setaffinity(thread.native_id, everywhere)
+
+
+def processors():
+    """Where the threads of this process may run, each different answer once."""
+    return {tuple(os.sched_getaffinity(thread.native_id)) for thread in threading.enumerate() if thread.is_alive()}
+
+
+@needs_processors
+def test_threads_huddle_while_many_talk_and_spread_within_a_second_of_calm(huddle):
+    stay = threading.Event()
+    threads = [threading.Thread(target=stay.wait) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    everywhere = processors()
+    assert huddle.after(0.6, 10) is None and processors() == everywhere, "a few who talk"
+    assert huddle.after(0.6, 100_000) == chat.CROWD_SECONDS
+    assert len(processors()) == 1 and all(len(one) == 1 for one in processors())
+    assert huddle.after(0.1, 0) == chat.CROWD_SECONDS, "too early to tell"
+    assert huddle.after(0.5, 100_000) and len(list(processors())[0]) == 1
+    assert 2 * chat.CROWD_SECONDS <= 1
+    assert huddle.after(chat.CROWD_SECONDS, 0) is None and processors() == everywhere
+    stay.set()
+    for thread in threads:
+        thread.join()
+
+
+@needs_processors
+def test_a_long_calm_before_makes_no_crowd_smaller(huddle):
+    huddle.after(86_400, 5000)
+    assert huddle.after(0.6, 5000) and len(list(processors())[0]) == 1
+
+
+@needs_processors
+@pytest.mark.parametrize("lacking", ["no lock that threads take turns with", "forbidden", "no such file"])
+def test_where_it_does_not_pay_or_is_not_allowed_threads_stay_as_they_are(huddle, monkeypatch, lacking):
+    everywhere = processors()
+    if lacking == "forbidden":
+        monkeypatch.setattr(os, "sched_setaffinity", forbid)
+    elif lacking == "no such file":
+        monkeypatch.setattr(chat, "open", forbid, raising=False)
+    else:
+        monkeypatch.setattr(sys, "_is_gil_enabled", lambda: False, raising=False)
+        huddle.able = chat.Huddle().able
+    huddle.after(0.6, 100_000)
+    huddle.after(0.6, 100_000)
+    assert processors() == everywhere
+
+
+def forbid(*arguments):
+    raise PermissionError
