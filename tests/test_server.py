@@ -643,7 +643,7 @@ def test_recording_goes_on_when_the_disk_has_space_again(log, monkeypatch):
         assert ann.expect(ev="notice")["text"].startswith("recording failed (No space left on device)")
         wait_for(lambda: len(failures) >= 5, "it is tried again and again")
         full.clear()
-        ann.expect(ev="notice", text="recording works again")  # the helper tries, though nobody speaks
+        ann.expect(ev="notice", text="recording works again")  # the caretaker tries, though nobody speaks
         ann.send(do="bye")
         ann.rest()
     with pytest.raises(OSError):
@@ -651,6 +651,23 @@ def test_recording_goes_on_when_the_disk_has_space_again(log, monkeypatch):
     events = events_of(log)
     assert [line["ev"] for line in events] == ["session", "join", "say", "notice", "notice", "leave", "end"]
     assert [line["n"] for line in events] == list(range(7))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="an open file cannot be removed here")
+def test_a_recording_that_somebody_removes_is_over_and_another_can_begin(log, tmp_path):
+    with serving(chat.open_room("lab", str(log), 50, 0)) as server, joined(server, "ann") as ann:
+        log.unlink()
+        ann.say("into the void")
+        notice = ann.expect(ev="notice")
+        assert "is gone, and nothing is recorded" in notice["text"] and notice["recorded"] is False
+        ann.say("the chat goes on")
+        ann.expect(ev="say", text="the chat goes on")
+        server.room.record(chat.new_recording(str(tmp_path / "new.jsonl"), server.room.log.session_line))
+        server.room.flush()
+        assert ann.expect(ev="notice")["recorded"] is True
+    assert not log.exists()
+    words = [line["ev"] for line in events_of(tmp_path / "new.jsonl")]
+    assert words[:2] == ["session", "notice"] and words[-1] == "end"
 
 
 # --- the console ---
