@@ -1410,12 +1410,8 @@ def _mute(room, host, request):
     member.muted = room.log.t + 60 * minutes if minutes else 0.0
 
 
-def _notice(room, host, request):
-    room.log.append("notice", text=request["text"], recorded=request.get("recorded"))
-
-
-def _mark(room, host, request):
-    room.log.append("mark", text=request["text"])
+def _announce(room, host, request):
+    room.log.append(request["do"], text=request["text"], recorded=request.get("recorded"))
 
 
 def _end(room, host, request):
@@ -1430,7 +1426,7 @@ def _end(room, host, request):
 # What a person can ask stands in REQUESTS, of which say and me come as talk; the door lets nothing else in.
 # A member's thread and the fan-out ask leave, the fan-out and the host notice, only the host the rest.
 DECISIONS = {"hello": _hello, "talk": _talk, "tell": _tell, "nick": _nick, "who": _who, "ping": _ping, "bye": _bye,
-             "leave": _leave, "gone": _gone, "kick": _kick, "mute": _mute, "notice": _notice, "mark": _mark, "end": _end}
+             "leave": _leave, "gone": _gone, "kick": _kick, "mute": _mute, "notice": _announce, "mark": _announce, "end": _end}
 
 
 # === view =========================================================================================
@@ -1693,13 +1689,13 @@ class Huddle:
     """Keeps all threads on one processor while many people talk at once."""
 
     # Threads of one interpreter take turns anyway, and on one processor they hand over for less than half the
-    # price. But there they also wait for whatever else the system runs on it, so it is done only while
-    # it pays, where the scheduler has just put this thread, and for no longer than a second beyond. Where
-    # threads do run at once, or a system has no such call, they stay as they are.
+    # price. But there they also wait for whatever else the system runs on it, so it is done only while it
+    # pays, where the scheduler has just put this thread, and for no more than a second beyond. Where threads
+    # do run at once, or a system has no such call, or forbids it, they stay as they are.
 
     def __init__(self):
         self.met, self.at = 0, time.monotonic()
-        self.before = None  # the processors that are left to the threads again, while they huddle
+        self.before = None  # the processors that the threads are given back, while they huddle
         self.able = hasattr(os, "sched_setaffinity") and getattr(sys, "_is_gil_enabled", lambda: True)()
 
     def look(self, met):
@@ -1707,25 +1703,18 @@ class Huddle:
         now = time.monotonic()
         if self.able and now - self.at >= CROWD_SECONDS:
             crowded, self.met, self.at = met - self.met > CROWD * (now - self.at), met, now
-            with contextlib.suppress(OSError, ValueError, IndexError):  # some containers forbid or hide it
-                if crowded and not self.before:
-                    self._huddle()
-                elif self.before and not crowded:
-                    self._keep_to(self.before)
-                    self.before = None
+            if crowded != bool(self.before):
+                with contextlib.suppress(OSError):
+                    self._change(crowded)
         return CROWD_SECONDS if self.before else None
 
-    def _huddle(self):
-        before = os.sched_getaffinity(0)
-        with open("/proc/thread-self/stat") as file:
-            here = int(file.read().rpartition(")")[2].split()[36])
-        if len(before) > 1:
-            self.before = before
-            self._keep_to({here})
-
-    def _keep_to(self, processors):
-        # Threads that begin meanwhile are born where their maker is.
-        for thread in os.listdir("/proc/self/task"):
+    def _change(self, crowded):
+        processors, self.before = self.before, None
+        if crowded:
+            with open("/proc/thread-self/stat") as file:
+                processors = {int(file.read().rpartition(")")[2].split()[36])}
+            self.before = os.sched_getaffinity(0)
+        for thread in os.listdir("/proc/self/task"):  # those that begin meanwhile are born where their maker is
             with contextlib.suppress(ProcessLookupError):
                 os.sched_setaffinity(int(thread), processors)
 
