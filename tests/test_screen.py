@@ -116,7 +116,7 @@ def test_a_printer_writes_a_batch_as_one_write():
     writes = []
     stream = io.StringIO()
     stream.write = writes.append
-    chat.printer(stream)([[("system", "one")], [("text", "two"), ("me", "three")]])
+    chat.Pipe(stream).show([[("system", "one")], [("text", "two"), ("me", "three")]])
     assert writes == ["one\ntwothree\n"]
 
 
@@ -125,7 +125,7 @@ def test_a_printer_has_colours_only_where_a_person_wants_them(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
 
     def printed(stream):
-        chat.printer(stream)([[("error", "no")]])
+        chat.Pipe(stream).show([[("error", "no")]])
         return stream.getvalue()
 
     if os.name == "posix":
@@ -139,7 +139,7 @@ def test_a_printer_has_colours_only_where_a_person_wants_them(monkeypatch):
 
 
 def test_a_process_without_a_stdout_prints_nothing_and_lives():
-    chat.printer(None)([[("text", "nobody hears")]])
+    chat.Pipe(None).show([[("text", "nobody hears")]])
     assert not chat.is_terminal(None)
 
 
@@ -218,7 +218,7 @@ def test_a_flood_keeps_the_newest_thousand_lines_and_counts_the_rest(screen, too
 
 def test_what_somebody_waits_for_is_not_skipped_with_the_rest(screen):
     def dear(text):
-        return chat.Later(len(text), lambda: [("text", text)], True)
+        return chat.Unrendered(len(text), lambda: [("text", text)], True)
 
     screen.show([dear("mine")] + numbered(10) + [dear(f"for me {number}") for number in range(chat.DEAR_LINES)])
     screen.show(numbered(chat.SCREEN_LINES))
@@ -230,7 +230,7 @@ def test_what_somebody_waits_for_is_not_skipped_with_the_rest(screen):
 
 
 def test_the_count_of_skipped_lines_is_told_once_and_with_its_note(screen):
-    screen.skip_note = " (they are in the recording)"
+    screen.backlog.skip_note = " (they are in the recording)"
     screen.show(numbered(chat.SCREEN_LINES + 5))
     screen.over = True
     screen.show([])
@@ -267,5 +267,6 @@ def test_every_function_of_a_screen_may_be_called_before_its_input_line_is_up(sc
 
 def test_without_prompt_toolkit_there_is_a_hint_and_no_screen(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "prompt_toolkit", None)
-    assert chat.make_screen(None, None, None, None, {}) is None
+    monkeypatch.setattr(chat, "is_terminal", lambda *streams: True)
+    assert chat.open_screen(None, None, None, None, {}) is None
     assert "prompt_toolkit is missing, so the input line is a plain one" in capsys.readouterr().out

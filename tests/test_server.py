@@ -699,14 +699,17 @@ def test_a_private_line_is_not_shown_on_the_console(serve):
 
 
 class Screen:
-    """Where a console of this process writes to, as texts."""
+    """What a console of this process shows, as texts."""
 
     def __init__(self, room):
         self.lines = []
-        self.console = chat.Console(room, self.write)
+        self.console = chat.Console(room, self)
 
-    def write(self, lines):
+    def show(self, lines):
         self.lines += map(chat.plain, lines)
+
+    def refresh(self):
+        pass
 
     def said(self):
         """The numbers that were said, and how many lines were counted instead."""
@@ -767,12 +770,12 @@ def test_the_console_prints_what_came_while_it_was_printing_before_it_stops():
     room, printing, go_on = chat.Room(), threading.Event(), threading.Event()
     screen = Screen(room)
 
-    def write_slowly(lines):
+    def show_slowly(lines):
         printing.set()
         assert go_on.wait(SECONDS)
-        Screen.write(screen, lines)
+        Screen.show(screen, lines)
 
-    screen.console.print_lines = write_slowly
+    screen.show = show_slowly
     screen.console.thread.start()
     talked(room, [1])
     assert printing.wait(SECONDS)
