@@ -81,7 +81,8 @@ __version__ = "1.0"
 
 
 # === limits =======================================================================================
-# Every limit and default in one place, each with its reason, and the one error meant for people.
+# Every limit and default in one place, each with its reason; the one error meant for people; and how this
+# program is called, since its file may bear any name.
 
 PORT = 7011
 VERSION = 1  # of the lines on the wire and in session files; a reader refuses a higher one
@@ -152,6 +153,16 @@ class ChatError(Exception):
     def __init__(self, text, code="bad-line", name=None):
         super().__init__(text)
         self.code, self.name, self.id = code, name, None
+
+
+def program():
+    """What this program is called here."""
+    return os.path.basename(sys.argv[0]) or "chat.pyz"
+
+
+def command_line(words):
+    """What one types here, or beside a copy of this file, to start the program with these words."""
+    return f"{'py' if sys.platform == 'win32' else 'python3'} {program()} {words}"
 
 
 # === lines ========================================================================================
@@ -2234,16 +2245,14 @@ def lan_addresses():
 def banner(room, address, everyone):
     """The lines with which a server introduces itself."""
     host, port = address
-    program = os.path.basename(sys.argv[0]) or "chat.pyz"
-    python = "py" if sys.platform == "win32" else "python3"
     shown = f"[{host}]" if ":" in host else host
     yield f"chat {__version__}: room {clean_row(room.name)} listens on {'all addresses' if everyone else shown}:{port}"
     if host in ("127.0.0.1", "::1"):
-        yield f"  here type:      {python} {program} join{'' if port == PORT else f' {shown}:{port}'}"
-        yield f"  for others open it to this network:  {python} {program} serve --lan --open"
+        yield f"  here type:      {command_line('join')}{'' if port == PORT else f' {shown}:{port}'}"
+        yield f"  for others open it to this network:  {command_line('serve --lan --open')}"
     else:
         for other in (lan_addresses() if everyone else [shown]) or ["ADDRESS-OF-THIS-COMPUTER"]:
-            yield f"  others type:    {python} {program} join {other}{'' if port == PORT else f':{port}'}"
+            yield f"  others type:    {command_line('join')} {other}{'' if port == PORT else f':{port}'}"
         yield "  it hangs there? A firewall, or Wi-Fi that keeps machines apart."
     if room.recording:
         yield f"  recording into  {room.recording.path}"
@@ -4237,14 +4246,12 @@ def _menu_report():
 
 
 def _menu_give():
-    path, python = os.path.abspath(sys.argv[0]), "py" if sys.platform == "win32" else "python3"
-    name = os.path.basename(path)
     address = (lan_addresses() or ["ADDRESS-OF-THIS-COMPUTER"])[0]
-    for line in ("This program is one file:", f"  {path}",
+    for line in ("This program is one file:", f"  {os.path.abspath(sys.argv[0])}",
                  "Copy it to a USB stick or send it, as any file. There, with Python 3.8 or newer, one types:",
-                 f"  {python} {name} join {address}",
+                 f"  {command_line('join')} {address}",
                  "while you host a chat for everyone on this network, here:",
-                 f"  {python} {name} serve --lan --open"):
+                 f"  {command_line('serve --lan --open')}"):
         print(line)
     return None
 
@@ -4262,9 +4269,7 @@ def menu(run):
                 return
             words = function()
             if words:
-                python = "py" if sys.platform == "win32" else "python3"
-                program = os.path.basename(sys.argv[0])
-                print(f"\n{python} {program} {clean_row(' '.join(map(shlex.quote, words)))}\n", flush=True)
+                print(f"\n{command_line(clean_row(' '.join(map(shlex.quote, words))))}\n", flush=True)
                 run(words)
         except ChatError as error:
             if error.code == "no-answer":
@@ -4279,10 +4284,9 @@ def menu(run):
 
 def _add_command(commands, name, words, examples, run):
     # One command with its examples; every command may be told to write no colours.
-    program = os.path.basename(sys.argv[0]) or "chat.pyz"
     parser = commands.add_parser(
         name, help=words, description=words[0].upper() + words[1:] + ".",
-        epilog="examples:\n" + "\n".join(f"  {program} {name} {example}".rstrip() for example in examples),
+        epilog="examples:\n" + "\n".join(f"  {program()} {name} {example}".rstrip() for example in examples),
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--no-color", action="store_true", help="write no colours; so does NO_COLOR=1")
     parser.set_defaults(run=run, parser=parser)
@@ -4449,9 +4453,8 @@ def main(argv=None):
 
 
 def _run(words):
-    program = os.path.basename(sys.argv[0]) or "chat.pyz"
     parser = argparse.ArgumentParser(
-        prog=program, description="A chat for people on one network, in one file. Without a command: a menu.")
+        prog=program(), description="A chat for people on one network, in one file. Without a command: a menu.")
     parser.add_argument("--version", action="version", version=f"chat {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for add in (_add_serve, _add_join, _add_replay):
@@ -4464,11 +4467,10 @@ def _run(words):
 
 def _guarded(function, *arguments):
     # Everything that may go wrong, told in one sentence; returns the exit code.
-    program = os.path.basename(sys.argv[0]) or "chat.pyz"
     try:
         function(*arguments)
     except ChatError as error:
-        print(f"{program}: {error}.", file=sys.stderr)
+        print(f"{program()}: {error}.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 0  # what was asked for
@@ -4477,7 +4479,7 @@ def _guarded(function, *arguments):
         return 0
     except OSError as error:
         silence(sys.stdout)  # which may be what failed
-        print(f"{program}: the system says: {error.strerror or error}.", file=sys.stderr)
+        print(f"{program()}: the system says: {error.strerror or error}.", file=sys.stderr)
         return 1
     return 0
 
