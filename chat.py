@@ -1863,8 +1863,7 @@ class Screen:
         from prompt_toolkit.key_binding import KeyBindings
 
         bindings, asked = KeyBindings(), Condition(lambda: bool(self.question))
-        bindings.add("<any>", filter=~self.typing)(lambda event: None)  # else it would be typed
-        for idle in (["c-r"], ["c-s"], ["c-q"], ["c-v"], ["escape", "enter"]):
+        for idle in (["<any>"], ["c-r"], ["c-s"], ["c-q"], ["c-v"], ["escape", "enter"]):  # else it would be typed
             bindings.add(*idle, filter=~self.typing)(lambda event: None)
         bindings.add("c-o")(lambda event: None)  # would take the input line away
         bindings.add("enter", filter=self.typing & ~is_searching)(self._enter)
@@ -1999,12 +1998,12 @@ def on_terminal(make, *arguments):
         raise ChatError("this is no terminal window") from None
 
 
-def open_screen(*functions, **more):
+def open_screen(*arguments):
     """A Screen that is given these; None where there cannot be one, with a hint if one might expect it."""
     if not is_terminal(sys.stdin, sys.stdout):
         return None
     try:
-        return on_terminal(functools.partial(Screen, **more), *functions)
+        return on_terminal(Screen, *arguments)
     except ChatError as error:
         print(f"({error}, so the input line is a plain one)")
         return None
@@ -2012,14 +2011,12 @@ def open_screen(*functions, **more):
 
 def obey(commands, subject, text):
     """Do what an entered line asks: a command, or something to say; returns False if it is refused here."""
-    if not text or text.isspace():
-        return None
     # Where there is a /say, that says what begins with a slash; elsewhere a second slash does.
     doubled = text.startswith("//") and "say" not in commands
     try:
         if text.startswith("/") and not doubled:
             run_command(commands, subject, text)
-        else:
+        elif text and not text.isspace():
             subject.say(text[1:] if doubled else text)
     except ChatError as error:
         subject.screen.show([[("error", f"!! {error}")]])
@@ -2544,14 +2541,9 @@ class Connection:
         self.outbox.put(encode({"do": do, **fields}))
 
     def _write_lines(self):
-        while True:
-            line = self.outbox.get()
-            if line is None:
-                return
-            try:
+        with contextlib.suppress(OSError):  # the receiver sees the same and tells it
+            for line in iter(self.outbox.get, None):
                 self.sock.sendall(line)
-            except OSError:
-                return  # the receiver sees the same and tells it
 
     def batches(self):
         """Yield what arrives, as lists of (line, event), until the connection ends."""
@@ -2791,27 +2783,21 @@ class Client:
         self.last_teller = None  # whom /r answers
         self.screen = open_screen(
             self.take_line, self.prompt, self.status, self.complete, {"f2": self.change_times},
-            skip_note=" (they are in the recording)" if log is not None else "",
+            " (they are in the recording)" if log is not None else "",
         ) or Pipe(sys.stdout, self.take_script_line)
 
     # --- what the link calls ---
 
     def arrive(self, welcome, session):
         """Begin with what a room tells first of all; another session is recorded into another file."""
-        before, self.failure = self.view.session, None
+        before = self.view.session
         self.view.take(welcome)
         self.view.take(session)
-        if before is None or before["id"] != session["id"]:
-            self._begin_recording()
-
-    def _begin_recording(self):
-        if self.log is None:
-            return
-        self._end_recording()
-        path = self.log or default_path(self.view.session["room"], self.view.name)
-        make_folder(path)
-        self.recording = Recording(path)
-        self.log = ""
+        if self.log is not None and (before is None or before["id"] != session["id"]):
+            self._end_recording()
+            path = self.log or default_path(session["room"], self.view.name)
+            make_folder(path)
+            self.recording, self.log = Recording(path), ""
 
     def _end_recording(self):
         if self.recording:
@@ -2832,13 +2818,13 @@ class Client:
         self.screen.show(lines, bell)
 
     def _record(self, batch):
-        # What was said by or for this person, not how the connection fared.
-        words = ("welcome", "tell", "who", "error")
+        # What was said to this person; a pong or a broken line says nothing.
         if self.recording:
-            news = self.recording.write(b"".join(
-                [line for line, event in batch if "ev" in event or event.get("re") in words]))
-            if news:
-                self.say_here(news)
+            words = ("welcome", "tell", "who", "error")
+            lines = [line for line, event in batch if "ev" in event or event.get("re") in words]
+            trouble = self.recording.write(b"".join(lines))
+            if trouble:
+                self.say_here(trouble)
 
     def _is_mine(self, event):
         return "ev" not in event or event.get("who") == self.view.name
@@ -2932,7 +2918,7 @@ class Client:
 
     def set_times(self, form):
         """Show the times of lines in this form from now on."""
-        self.times = form
+        self.times = one_of(TIMES, form)
         self.say_here(f"times: {form}")
 
     def change_times(self):
@@ -2984,8 +2970,8 @@ def _run_reply(client, text):
 
 def _run_ignore(client, name):
     client.ignored ^= {name_key(name)}
-    hidden = name_key(name) in client.ignored
-    client.say_here(f"{clean_row(name)} is {'hidden from you; the same again undoes it' if hidden else 'shown again'}")
+    state = "hidden from you; the same again undoes it" if name_key(name) in client.ignored else "shown again"
+    client.say_here(f"{clean_row(name)} is {state}")
 
 
 def _run_quiet(client, switch):
@@ -2996,10 +2982,6 @@ def _run_quiet(client, switch):
 def _run_bell(client, when):
     client.bell = one_of(("on", "off", "all"), when)
     client.say_here(f"bell: {when}")
-
-
-def _run_times(client, form):
-    client.set_times(one_of(TIMES, form))
 
 
 def _run_quit(client):
@@ -3017,7 +2999,7 @@ COMMANDS = {
     "ignore": Command("NAME", "hide what this person says, or show it again", _run_ignore),
     "quiet": Command("on|off", "hide who comes, goes and is renamed", _run_quiet),
     "bell": Command("on|off|all", "ring when you are called, never, or at every line", _run_bell),
-    "times": Command("short|long|off", "how times are shown; F2 goes round", _run_times),
+    "times": Command("short|long|off", "how times are shown; F2 goes round", Client.set_times),
     "quit": Command("", "leave the room", _run_quit),
 }
 
@@ -4161,13 +4143,14 @@ def export(path, kind, target, who=None, start=None, end=None, max_gap=2.0, reda
 
 # === menu =========================================================================================
 # What somebody meets who starts the program bare, as by a double click: it asks only what is needed, shows
-# the command line that the answers stand for, and runs that.
+# the command line that the answers stand for, and runs that. So the menu can do nothing that the command
+# line cannot, and whoever uses it twice has seen what to type the third time.
 
 
 def _choose_in_frame(title, labels):
     from prompt_toolkit.shortcuts import choice
 
-    return choice(title, options=list(enumerate(labels)), show_frame=True)
+    return choice(title, options=list(enumerate(labels)), show_frame=True)  # the keys 1 to 9 choose, too
 
 
 def choose(title, labels):
@@ -4175,6 +4158,7 @@ def choose(title, labels):
     if is_terminal(sys.stdin, sys.stdout):
         with contextlib.suppress(ChatError):  # what follows is the other way to ask
             return on_terminal(_choose_in_frame, title, labels)
+    # Numbered lines do for pipes, for the run window of an IDE and for terminals that can only print.
     print(f"\n{title}")
     for number, label in enumerate(labels, 1):
         print(f"  {number}. {label}")
@@ -4182,6 +4166,7 @@ def choose(title, labels):
 
 
 def _whole(text, most):
+    # By a pattern first, since int takes more than digits, and the digits of every script.
     if not re.fullmatch("[0-9]{1,4}", text) or not 1 <= int(text) <= most:
         raise ChatError(f"{clean_row(text)} is not a number from 1 to {most}")
     return int(text)
@@ -4193,9 +4178,13 @@ def ask_until(question, default, check):
         try:
             return check(ask(question, default))
         except ChatError as error:
-            if error.code == "no-answer":
+            if error.code == "no-answer":  # nor will there be one to the next question
                 raise
             print(f"{error}.")
+
+
+# Each of these asks what its command needs, with what does least for an answer that is just Enter: nothing is
+# recorded and nobody let in by mistake. It returns the words of a command line, or nothing where all is told.
 
 
 def _menu_host():
@@ -4207,6 +4196,7 @@ def _menu_host():
 
 
 def _menu_join():
+    # Without an address to choose there is no question whether it is to be another one.
     recent = recent_addresses()
     number = choose("Where?", recent + ["another address"]) if recent else 0
     if number < len(recent):
@@ -4217,6 +4207,7 @@ def _menu_join():
 
 
 def _choose_recording():
+    # The samples are always there, so nobody has to record something before they see what a replay is.
     recordings = list_recordings("sessions")
     if not recordings:
         print("There is no recording in the folder sessions yet: host a chat and have it recorded. Samples:")
@@ -4231,6 +4222,7 @@ def _menu_replay():
 def _menu_report():
     recording = _choose_recording()
     language = ("en", "ru")[choose("In which language?", ["English", "русский"])]
+    # A report is written by hand from where this program ends: none is offered to be written over.
     base = f"report-{os.path.splitext(os.path.basename(recording))[0]}"
     names = itertools.chain([base], (f"{base}-{number}" for number in itertools.count(2)))
     free = next(name for name in names if not os.path.exists(name))
@@ -4246,14 +4238,12 @@ def _menu_report():
 
 
 def _menu_give():
-    address = (lan_addresses() or ["ADDRESS-OF-THIS-COMPUTER"])[0]
-    for line in ("This program is one file:", f"  {os.path.abspath(sys.argv[0])}",
-                 "Copy it to a USB stick or send it, as any file. There, with Python 3.8 or newer, one types:",
-                 f"  {command_line('join')} {address}",
-                 "while you host a chat for everyone on this network, here:",
-                 f"  {command_line('serve --lan --open')}"):
-        print(line)
-    return None
+    address = (lan_addresses() or ["ADDRESS-OF-THIS-COMPUTER"])[0]  # of several the likeliest; serve prints all
+    print("This program is one file:", f"  {os.path.abspath(sys.argv[0])}",
+          "Copy it to a USB stick or send it, as any file. There, with Python 3.8 or newer, one types:",
+          f"  {command_line('join')} {address}",
+          "while you host a chat for everyone on this network, here:",
+          f"  {command_line('serve --lan --open')}", sep="\n")
 
 
 MENU = (("host a chat", _menu_host), ("join a chat", _menu_join), ("replay a recording", _menu_replay),
@@ -4262,6 +4252,8 @@ MENU = (("host a chat", _menu_host), ("join a chat", _menu_join), ("replay a rec
 
 def menu(run):
     """Offer what can be done until the person quits; `run` takes the words of a command line."""
+    # What fails is told and the menu comes back: a window that was opened by a double click would vanish
+    # with the program, and the sentence with it. Ctrl+C ends what runs; where nothing runs, the menu.
     while True:
         try:
             function = MENU[choose("What would you like to do?", [label for label, function in MENU])][1]
@@ -4280,7 +4272,9 @@ def menu(run):
 
 
 # === command line =================================================================================
-# argparse is used nowhere else; the functions above take plain arguments.
+# argparse is used nowhere else; the functions above take plain arguments. The exit code is 0 if all went well
+# or was ended by Ctrl+C, 1 for what failed, told in one sentence, and 2 for what makes no sense as a command.
+
 
 def _add_command(commands, name, words, examples, run):
     # One command with its examples; every command may be told to write no colours.
@@ -4311,12 +4305,15 @@ def _add_serve(commands):
 
 
 def _count(text):
+    # By a pattern first: int also takes signs, spaces, underscores and the digits of every script.
     if not re.fullmatch("[0-9]{1,9}", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 up")
     return int(text)
 
 
 def _run_serve(options):
+    # How the options go together. To be reached by a whole network is never a default, and needs two words:
+    # one for the addresses, and one that says aloud that nothing keeps strangers out.
     if options.lan and not options.open:
         options.parser.error("--lan needs --open beside it for now: everyone on the network can then come in and "
                              "read along")
@@ -4339,10 +4336,9 @@ def _run_serve(options):
 def _check_log(options):
     # Else `join --log 192.168.1.5` would record into a file of that name.
     if options.log and not options.log.endswith(".jsonl"):
-        command = options.parser.prog
-        options.parser.error(f"--log takes a file that ends in .jsonl; write  {command} {options.log} --log  or  "
-                             f"{command} --log {options.log}.jsonl" if command.endswith("join") else
-                             f"--log takes a file that ends in .jsonl; write  {command} --log {options.log}.jsonl")
+        command, file = options.parser.prog, options.log
+        other = f"{command} {file} --log  or  " if command.endswith("join") else ""
+        options.parser.error(f"--log takes a file that ends in .jsonl; write  {other}{command} --log {file}.jsonl")
 
 
 def _add_join(commands):
@@ -4449,6 +4445,7 @@ def main(argv=None):
         if hasattr(stream, "reconfigure"):  # a character that a terminal lacks must not end the program
             stream.reconfigure(errors="replace")
     words = sys.argv[1:] if argv is None else argv
+    # The menu runs the command lines that it shows by the same function, so nothing is told in two ways.
     return _run(words) if words else _guarded(menu, _run)
 
 
@@ -4460,13 +4457,15 @@ def _run(words):
     for add in (_add_serve, _add_join, _add_replay):
         add(commands)
     options = parser.parse_args(words)
+    # Told to everything at once by what it means anywhere: prompt_toolkit and other programs know it as well.
     if getattr(options, "no_color", False):
         os.environ["NO_COLOR"] = "1"
     return _guarded(options.run, options)
 
 
 def _guarded(function, *arguments):
-    # Everything that may go wrong, told in one sentence; returns the exit code.
+    # Everything that may go wrong, told in one sentence; returns the exit code. A traceback is for what is
+    # wrong in this program itself. The sentence goes to stderr, so that stdout holds what was asked for only.
     try:
         function(*arguments)
     except ChatError as error:
