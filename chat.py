@@ -2849,7 +2849,8 @@ class Client:
             self.last_teller = event["who"]
         elif answer == "error" and event["code"] in ("slow", "kicked"):
             self.failure = clean_row(event["text"])
-        self.link.parting = self.link.parting or self.view.over or bool(self.failure)
+        if self.view.over or self.failure:
+            self.link.parting = True
         line = self.link.confirm(event.get("id")) if mine else ""  # others count for themselves
         if answer == "error" and line:
             self.screen.give_back(line)
