@@ -7,7 +7,6 @@ import types
 
 import pytest
 
-import chat
 import helpers
 import terminal
 
