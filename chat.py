@@ -2623,7 +2623,7 @@ class Link:
     #     person.take(batch)                with a list of (line, event), each event of the session once
     #     person.lose(lines, error)         when it is lost, with the entered lines that got no answer; and when
     #                                       joining again came to nothing: then with the reason
-    #     person.changed()                  when `state` is another one
+    #     person.changed()                  when another thread than the person's has changed `state`
     #
     # Its life, and which thread brings about the changes:
     #
@@ -2678,6 +2678,7 @@ class Link:
         try:
             self.join(name, take_free)
         except ChatError as error:
+            self.connection.close()  # a new one may be there, and only its recording have failed
             self._change("lost")
             self.person.lose([], error)
         self.person.changed()
@@ -2766,8 +2767,9 @@ class Client:
     """The person at a link: what they enter, what they know, and what they like to be shown."""
 
     # Two threads come by. The main thread enters lines and asks for prompt and status; the receiver, or
-    # one that joins again, calls what a Link calls, which must not make it wait. Each field has one of
-    # them as its writer, and a reader that is a moment behind does no harm; so there is no lock.
+    # one that joins again, calls what a Link calls, which must not make it wait. What one of them writes
+    # the other only reads, and to be a moment behind does no harm; so there is no lock. (`link.parting`
+    # both may set, but nobody unsets it.)
     #
     # The same commands hold on a terminal and through a pipe, but only a person can be asked whether a bare
     # "quit" is meant, and can join again. A script's lines wait for the server instead, so that it cannot
