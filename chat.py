@@ -84,7 +84,8 @@ __version__ = "1.0"
 
 
 # === limits =======================================================================================
-# Every limit and default in one place, each with its reason, and the one error meant for people.
+# Every limit and default in one place, each with its reason; the one error meant for people; and how this
+# program is called, since its file may bear any name.
 
 PORT = 7011
 VERSION = 1  # of the lines on the wire and in session files; a reader refuses a higher one
@@ -141,7 +142,7 @@ SCREEN_BATCH = 8 << 10, 32 << 10  # characters in the first batch, and in the la
 BATCH_SECONDS = 0.005  # what writing one may take; more, and the next is half as large
 SCREEN_LINES = 1000  # waiting for a terminal; what is beyond is counted, not shown
 SCREEN_CHARACTERS = 256 << 10  # the same
-DEAR_LINES = 20  # that are not skipped with the rest
+DEAR_LINES = 20  # shown even when the rest of a flood is skipped
 MUTE_MINUTES = 5
 GATHER_SECONDS = 0.01  # between two looks at what has come, while much comes
 UNSENT_SECONDS = 1.0  # after which a line without its echo counts as still on its way
@@ -157,6 +158,16 @@ class ChatError(Exception):
     def __init__(self, text, code="bad-line", name=None):
         super().__init__(text)
         self.code, self.name, self.id = code, name, None
+
+
+def program():
+    """What this program is called here."""
+    return os.path.basename(sys.argv[0]) or "chat.pyz"
+
+
+def command_line(words):
+    """What one types here, or beside a copy of this file, to start the program with these words."""
+    return f"{'py' if sys.platform == 'win32' else 'python3'} {program()} {words}"
 
 
 # === lines ========================================================================================
@@ -1795,8 +1806,9 @@ class Caretaker:
 
 
 # === screen =======================================================================================
-# How pieces of text get to a terminal or into a pipe: one string per batch, in colours only where a
-# person looks at it and has not asked for none.
+# How lines get to a terminal or into a pipe, and what is typed there to whom it concerns. Pipe and Screen
+# have the same methods: whoever has one of them as its `screen` need not know which. A line is pieces, or
+# an Unrendered. Colours are written only where a person looks, and has not asked for none.
 
 
 def is_terminal(*streams):
@@ -1825,26 +1837,145 @@ def silence(stream):
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def printer(stream):
-    """A function that prints lists of pieces to this stream, one line each, as one write."""
-    paint = coloured if wants_colour(stream) else plain
-
-    def print_lines(lines):
-        if stream:  # else this process was given nothing to print to
-            stream.write("".join([paint(pieces) + "\n" for pieces in lines]))
-            stream.flush()
-
-    return print_lines
-
-
-class Later(collections.namedtuple("Later", "size render dear", defaults=(False,))):
+class Unrendered(collections.namedtuple("Unrendered", "size render dear", defaults=(False,))):
     """A line that is turned into pieces, by calling `render`, only if it is printed: a flood mostly is not."""
 
     # Dear are the lines that somebody waits for, such as their own: of these the newest are not skipped.
 
+    @classmethod
+    def of(cls, line):
+        """The same line, which may consist of pieces already."""
+        return line if type(line) is cls else cls(len(plain(line)), line.copy)
+
+
+class Pipe:
+    """What there is instead of a Screen where nobody sits at a terminal: plain lines in, plain lines out."""
+
+    # `run` calls `take`, in the main thread, with each line that comes in, and with None at the end of the
+    # input. Without `take` nothing is read. `show` and `end` may be called by any thread, `end` by a signal
+    # handler, too. There is nothing to draw again and no input line to give anything back to.
+
+    attended = False  # nobody can be asked here
+
+    def __init__(self, stream, take=None):
+        self.stream, self.take, self.over = stream, take, False
+        self.paint = coloured if wants_colour(stream) else plain
+        self.typed, self.space = queue.SimpleQueue(), threading.Semaphore(AHEAD)
+
+    def run(self):
+        """Hand on what comes in until `end` is called."""
+        if self.take:
+            threading.Thread(target=self._read, name="stdin", daemon=True).start()
+        while not self.over:
+            # No lock to wait for: a signal may come, and call `end`, while this thread holds it. A SimpleQueue
+            # is made for that. In slices, since some systems do not interrupt a longer wait.
+            with contextlib.suppress(queue.Empty):
+                line = self.typed.get(timeout=0.2)
+                self.space.release()
+                if not self.over:
+                    self.take(line)
+
+    def _read(self):
+        # Not through sys.stdin, whose lock a thread that never returns would hold at the end of the program.
+        raw, data, rest = getattr(sys.stdin.buffer, "raw", sys.stdin.buffer), True, b""
+        while data:
+            data = raw.read(READ_BYTES[1]) or b""
+            *lines, rest = (rest + data).split(b"\n")
+            if rest and not data:
+                lines.append(rest)
+            for line in lines:
+                self.space.acquire()  # or a large file would be in memory before it is said
+                self.typed.put(line.decode("utf-8-sig", "replace").rstrip("\r"))
+        self.typed.put(None)
+
+    def show(self, lines, bell=False):
+        """Print these lines as one write, as long as somebody takes them; a bell is for people."""
+        pieces_of_lines = [Unrendered.of(line).render() for line in lines]
+        try:
+            if self.stream:  # else this process was given nothing to print to
+                self.stream.write("".join([self.paint(pieces) + "\n" for pieces in pieces_of_lines if pieces]))
+                self.stream.flush()
+        except OSError:
+            silence(self.stream)
+            if self.take:  # whoever read the answers has enough; a room goes on, though nobody watches
+                self.end()
+
+    def refresh(self, seconds=0.0):
+        """Draw prompt and status again: there are none."""
+
+    def give_back(self, text):
+        """Give a line back that was refused: the lines around it have said so."""
+
+    def end(self):
+        """Let `run` return."""
+        self.over = True
+        self.typed.put(None)
+
+
+class Backlog:
+    """The lines that wait for a terminal: no more than a person may want to see, the rest is counted."""
+
+    # A terminal is slower than a room can be. It is given batches, each as large as it takes without
+    # holding up a key. Between it and us the system keeps some kilobytes, so a write that has to wait at
+    # all means that a key would wait much longer: then batches halve, and as the terminal's speed is about
+    # known from then on, grow only slowly towards it. A Screen calls all this, holding its lock.
+
+    def __init__(self, skip_note=""):
+        self.waiting, self.size = collections.deque(), 0
+        self.skipped, self.skip_note = 0, skip_note  # lines since the last batch; what is said behind their count
+        self.kept = collections.deque([], DEAR_LINES)  # the newest dear lines among them
+        self.bell = False
+        self.batch, self.growth = SCREEN_BATCH[0], 4  # characters; it may grow by one part in so many
+        self.paint = plain if os.environ.get("NO_COLOR") else coloured
+
+    def put(self, lines, bell=False):
+        """Take these lines in, and let go of the oldest where it gets too much."""
+        for line in map(Unrendered.of, lines):
+            self.waiting.append(line)
+            self.size += line.size
+        self.bell = self.bell or bell
+        while len(self.waiting) > SCREEN_LINES or self.size > SCREEN_CHARACTERS:
+            line = self._next()
+            self.skipped += 1
+            if line.dear and line.size < SCREEN_CHARACTERS // DEAR_LINES:
+                self.kept.append(line)
+
+    def _next(self):
+        line = self.waiting.popleft()
+        self.size -= line.size
+        return line
+
+    def is_half_full(self):
+        """Whether whoever can wait should do so."""
+        return len(self.waiting) > SCREEN_LINES // 2 or self.size > SCREEN_CHARACTERS // 2
+
+    def take(self):
+        """The next batch: one text, for a terminal that itself does nothing at the end of a row."""
+        texts, size, skipped = [], 0, self.skipped - len(self.kept)
+        if skipped:
+            texts.append(self._text([("system", f"… {skipped:,} lines skipped{self.skip_note}")]))
+        texts += [self._text(line.render()) for line in self.kept]
+        while self.waiting and size < self.batch:
+            texts.append(self._text(self._next().render()))
+            size += len(texts[-1])
+        texts.append("\a" * self.bell)
+        self.skipped, self.bell = 0, False
+        self.kept.clear()
+        return "".join(texts)
+
+    def _text(self, pieces):
+        return self.paint(pieces).replace("\n", "\r\n") + "\r\n" if pieces else ""
+
+    def adapt(self, size, seconds):
+        """Make the next batch fit what writing one of this size has taken."""
+        if seconds > BATCH_SECONDS:
+            self.batch, self.growth = max(self.batch // 2, SCREEN_BATCH[0] // 8), 32
+        elif size >= self.batch:
+            self.batch = min(self.batch + self.batch // self.growth, SCREEN_BATCH[1])
+
 
 class Screen:
-    """A terminal with an input line, whole, and above it what arrives, in batches."""
+    """A terminal: an input line that is never broken, and above it what arrives, in batches."""
 
     # One prompt for the whole session: each new one would start and end an event loop, and lose what is
     # printed in between. Enter therefore takes the text and leaves the prompt standing.
@@ -1854,10 +1985,24 @@ class Screen:
     # what stands before the cursor, for (how much of it is completed, by which words). `show`, `refresh`,
     # `give_back` and `end` may be called by any thread, and never wait. Without `take` nothing can be typed
     # and keys act by themselves, until `ask` opens the line.
+    #
+    # What it knows of prompt_toolkit beyond its documentation; to be looked at with each new version:
+    #   PROMPT_TOOLKIT_NO_CPR     it must not ask the terminal for the cursor's position at each batch: slow
+    #                             terminals answer late, and some into the input line
+    #   layout.container.children the rows of a PromptSession. Its own toolbar shows only where the terminal
+    #                             tells the cursor's position, so the bar is a window of ours
+    #   app.input.cooked_mode     what run_in_terminal switches to. In cooked mode the terminal itself shows
+    #                             keys that are pressed meanwhile, in the middle of what is printed
+    #   default_buffer.read_only  a filter like that of the constructor, set later
+    #   app.future                whether the prompt can still be ended
+    #   pre_run                   is called within the loop that `prompt` makes, the only place to get hold of it
+    #   output.write_raw          writes escape sequences as they are
+    #   NoConsoleScreenBufferError  see `on_terminal`
 
-    def __init__(self, take, prompt, status, complete, keys):
-        # Imported here, since serve, replay and help start without it. It must not ask the terminal for
-        # the cursor's position at each batch: slow terminals answer late, and some into the input line.
+    attended = True  # there is somebody who can be asked
+
+    def __init__(self, take, prompt, status, complete, keys, skip_note=""):
+        # Imported here, since serve, replay and help start without it.
         os.environ.setdefault("PROMPT_TOOLKIT_NO_CPR", "1")
         import asyncio
         from prompt_toolkit import PromptSession
@@ -1873,27 +2018,20 @@ class Screen:
                 return [Completion(clean_row(word), -start) for word in words]
 
         self.take, self.asyncio, self.run_in_terminal = take, asyncio, run_in_terminal
-        self.lock, self.loop, self.printing = threading.Lock(), None, False
+        self.lock, self.backlog = threading.Lock(), Backlog(skip_note)
+        self.loop, self.printing = None, False  # the loop of the prompt, and whether it is printing; under the lock
         self.ending, self.over = False, False  # asked to end; the input line is gone
-        self.waiting, self.size, self.skipped, self.bell = collections.deque(), 0, 0, False
-        self.kept = collections.deque([], DEAR_LINES)  # the newest dear lines among the skipped
-        self.batch, self.growth = SCREEN_BATCH[0], 4  # a batch may grow by one part in so many
-        self.skip_note = ""  # said behind the count of skipped lines
-        self.question = ""  # what is asked just now
+        self.question, self.answer = "", None  # what is asked just now, and who is given the answer
         self.typing = Condition(lambda: bool(take or self.question))
-        self.paint = plain if os.environ.get("NO_COLOR") else coloured
         self.session = PromptSession(
             lambda: f"{self.question}: " if self.question else prompt(), multiline=True,
             key_bindings=self._bindings(keys), completer=WordCompleter(),
             complete_style=CompleteStyle.READLINE_LIKE, complete_while_typing=False, reserve_space_for_menu=0,
             prompt_continuation=lambda width, row, wrapped: "" if wrapped else "... ", erase_when_done=True)
         self.session.default_buffer.read_only = ~self.typing
-        # The library's own toolbar shows only where the terminal tells the cursor's position.
-        bar = Window(FormattedTextControl(status), dont_extend_height=True, style="class:bottom-toolbar",
-                     always_hide_cursor=True)
-        self.session.layout.container.children.append(bar)
-        # Printing happens in raw mode. In cooked mode, where run_in_terminal would switch to, the terminal
-        # itself shows keys that are pressed meanwhile, in the middle of what is printed.
+        self.session.layout.container.children.append(Window(
+            FormattedTextControl(status), dont_extend_height=True, style="class:bottom-toolbar",
+            always_hide_cursor=True))
         self.session.app.input.cooked_mode = contextlib.nullcontext
 
     def _bindings(self, keys):
@@ -1901,8 +2039,7 @@ class Screen:
         from prompt_toolkit.key_binding import KeyBindings
 
         bindings, asked = KeyBindings(), Condition(lambda: bool(self.question))
-        bindings.add("<any>", filter=~self.typing)(lambda event: None)  # else it would be typed
-        for idle in (["c-r"], ["c-s"], ["c-q"], ["c-v"], ["escape", "enter"]):
+        for idle in (["<any>"], ["c-r"], ["c-s"], ["c-q"], ["c-v"], ["escape", "enter"]):  # else it would be typed
             bindings.add(*idle, filter=~self.typing)(lambda event: None)
         bindings.add("c-o")(lambda event: None)  # would take the input line away
         bindings.add("enter", filter=self.typing & ~is_searching)(self._enter)
@@ -1985,19 +2122,9 @@ class Screen:
             app.exit(result="")
 
     def show(self, lines, bell=False):
-        """Have these lines printed above the input line; each is a Later, or pieces."""
+        """Have these lines printed above the input line."""
         with self.lock:
-            for line in lines:
-                later = line if type(line) is Later else Later(len(plain(line)), line.copy)
-                self.waiting.append(later)
-                self.size += later.size
-            self.bell = self.bell or bell
-            while len(self.waiting) > SCREEN_LINES or self.size > SCREEN_CHARACTERS:
-                line = self.waiting.popleft()
-                self.size -= line.size
-                self.skipped += 1
-                if line.dear and line.size < SCREEN_CHARACTERS // DEAR_LINES:
-                    self.kept.append(line)
+            self.backlog.put(lines, bell)
             begin = bool(self.loop) and not self.printing  # waking the loop for each line would cost most
             self.printing = self.printing or begin
         if self.over:
@@ -2007,12 +2134,9 @@ class Screen:
 
     def show_all(self, lines):
         """The same, for a thread that can wait while so much is waiting that something would be skipped."""
-        while not self.over and (len(self.waiting) > SCREEN_LINES // 2 or self.size > SCREEN_CHARACTERS // 2):
+        while not self.over and self.backlog.is_half_full():
             time.sleep(SCREEN_SECONDS)
         self.show(lines)
-
-    def _text(self, pieces):
-        return self.paint(pieces).replace("\n", "\r\n") + "\r\n" if pieces else ""
 
     def _start_printing(self):
         if not self.session.app.is_done:
@@ -2023,50 +2147,65 @@ class Screen:
             await self.run_in_terminal(self._print)
             await self.asyncio.sleep(SCREEN_SECONDS)
             with self.lock:
-                self.printing = bool(self.waiting)
+                self.printing = bool(self.backlog.waiting)
 
     def _print_rest(self):
-        while self.waiting:
+        while self.backlog.waiting:
             self._print()
 
     def _print(self):
-        # A batch is as large as this terminal takes without holding up a key. Between it and us the system
-        # keeps some kilobytes, so a write that has to wait at all means that a key would wait much longer.
-        # From then on the terminal's speed is about known, and batches grow slowly towards it.
-        texts, size = [], 0
         with self.lock:
-            skipped, bell, self.skipped, self.bell = self.skipped - len(self.kept), self.bell, 0, False
-            if skipped:
-                texts.append(self._text([("system", f"… {skipped:,} lines skipped{self.skip_note}")]))
-            texts += [self._text(line.render()) for line in self.kept]
-            self.kept.clear()
-            while self.waiting and size < self.batch:
-                later = self.waiting.popleft()
-                self.size -= later.size
-                texts.append(self._text(later.render()))
-                size += len(texts[-1])
+            text = self.backlog.take()
         output, start = self.session.app.output, time.monotonic()
-        output.write_raw("".join(texts) + "\a" * bell)
+        output.write_raw(text)
         output.flush()
-        took = time.monotonic() - start
-        if took > BATCH_SECONDS:
-            self.batch, self.growth = max(self.batch // 2, SCREEN_BATCH[0] // 8), 32
-        elif size >= self.batch:
-            self.batch = min(self.batch + self.batch // self.growth, SCREEN_BATCH[1])
+        self.backlog.adapt(len(text), time.monotonic() - start)
 
 
-def make_screen(*functions):
-    """A Screen that is given these functions; None, and a hint, where there cannot be one."""
+def on_terminal(make, *arguments):
+    """What this makes on a terminal, with prompt_toolkit; the ChatError says why it cannot."""
     try:
-        return Screen(*functions)
+        return make(*arguments)
     except ImportError:
-        hint = "the package prompt_toolkit is missing"
+        raise ChatError("the package prompt_toolkit is missing") from None
     except Exception as error:  # a class that exists on Windows only, so it is told by its name
         if type(error).__name__ != "NoConsoleScreenBufferError":
             raise
-        hint = "this is no terminal window"
-    print(f"({hint}, so the input line is a plain one)")
+        raise ChatError("this is no terminal window") from None
+
+
+def open_screen(*arguments):
+    """A Screen that is given these; None where there cannot be one, with a hint if one might expect it."""
+    if not is_terminal(sys.stdin, sys.stdout):
+        return None
+    try:
+        return on_terminal(Screen, *arguments)
+    except ChatError as error:
+        print(f"({error}, so the input line is a plain one)")
+        return None
+
+
+def obey(commands, subject, text):
+    """Do what an entered line asks: a command, or something to say; returns False if it is refused here."""
+    # Where there is a /say, that says what begins with a slash; elsewhere a second slash does.
+    doubled = text.startswith("//") and "say" not in commands
+    try:
+        if text.startswith("/") and not doubled:
+            run_command(commands, subject, text)
+        elif text and not text.isspace():
+            subject.say(text[1:] if doubled else text)
+    except ChatError as error:
+        subject.screen.show([[("error", f"!! {error}")]])
+        return False
     return None
+
+
+def ask(question, default=""):
+    """Ask in a terminal; Enter takes the default."""
+    try:
+        return input(f"{question}{f' [{default}]' if default else ''}: ").strip() or default
+    except EOFError:
+        raise ChatError("there was no answer", "no-answer") from None
 
 
 # === server =======================================================================================
@@ -2278,16 +2417,14 @@ def lan_addresses():
 def banner(room, address, everyone):
     """The lines with which a server introduces itself."""
     host, port = address
-    program = os.path.basename(sys.argv[0]) or "chat.pyz"
-    python = "py" if sys.platform == "win32" else "python3"
     shown = f"[{host}]" if ":" in host else host
     yield f"chat {__version__}: room {clean_row(room.log.session['room'])} listens on {'all addresses' if everyone else shown}:{port}"
     if host in ("127.0.0.1", "::1"):
-        yield f"  here type:      {python} {program} join{'' if port == PORT else f' {shown}:{port}'}"
-        yield f"  for others open it to this network:  {python} {program} serve --lan --open"
+        yield f"  here type:      {command_line('join')}{'' if port == PORT else f' {shown}:{port}'}"
+        yield f"  for others open it to this network:  {command_line('serve --lan --open')}"
     else:
         for other in (lan_addresses() if everyone else [shown]) or ["ADDRESS-OF-THIS-COMPUTER"]:
-            yield f"  others type:    {python} {program} join {other}{'' if port == PORT else f':{port}'}"
+            yield f"  others type:    {command_line('join')} {other}{'' if port == PORT else f':{port}'}"
         yield "  it hangs there? A firewall, or Wi-Fi that keeps machines apart."
     if room.fanout.recording:
         yield f"  recording into  {room.fanout.recording.path}"
@@ -2297,29 +2434,26 @@ def banner(room, address, everyone):
 class Console:
     """The server's own view of the room, printed in batches by a thread, and its keyboard if it has one."""
 
-    def __init__(self, room, print_lines):
-        self.room, self.n = room, room.log.n
-        self.print_lines, self.screen = print_lines, None
+    # `run` is the main thread's. `end` may be called by a signal handler, hence at any moment of it.
+
+    def __init__(self, room, screen):
+        self.room, self.n, self.screen = room, room.log.n, screen
         self.ended = self.stopped = False
         self.thread = threading.Thread(target=self._follow, name="console", daemon=True)
 
     def run(self):
-        """Print and obey until `end` is called or the person at the keyboard leaves."""
+        """Show and obey until `end` is called or the person at the keyboard leaves."""
         # The server accepts by now: loading an input line takes longer than all else.
-        if is_terminal(sys.stdin, sys.stdout):
-            self.screen = make_screen(self.take_line, lambda: "> ", self.status, self.complete, {})
+        self.screen = open_screen(self.take_line, lambda: "> ", self.status, self.complete, {}) or self.screen
+        if self.ended:  # meanwhile
+            self.screen.end()
         self.thread.start()
-        if self.screen and not self.ended:
-            self.screen.run()
-        else:
-            while not self.ended:  # no lock to wait for: the signal may come while this thread holds it
-                time.sleep(0.1)
+        self.screen.run()
 
     def end(self):
         """Let `run` return; may be called by a signal handler."""
         self.ended = True
-        if self.screen:
-            self.screen.end()
+        self.screen.end()
 
     def stop(self):
         """Print what is left, once the room is closed, and end the thread."""
@@ -2328,14 +2462,8 @@ class Console:
         self.thread.join(1.0)  # not longer: a terminal that is held back must not hold the end
 
     def show(self, lines):
-        """Print lines of pieces, as long as somebody takes them; the room goes on in any case."""
-        if self.screen:
-            self.screen.show(lines)
-            return
-        try:
-            self.print_lines(lines)
-        except OSError:
-            silence(sys.stdout)
+        """Show lines on the console only."""
+        self.screen.show(lines)
 
     def _follow(self):
         last = False
@@ -2358,8 +2486,7 @@ class Console:
             skipped, self.n = events[0]["n"] - self.n - 1, events[-1]["n"]
             texts = [[("system", f"… {skipped:,} lines not shown")]] if skipped else []
             self.show(texts + [render(event, self.room.log.session) for event in events])
-            if self.screen:
-                self.screen.refresh()
+            self.screen.refresh()
 
     # --- the keyboard ---
 
@@ -2381,29 +2508,21 @@ class Console:
         """Ask the room for something, as the host."""
         self.room.ask(self.room.host, {"do": do, **fields})
 
+    def say(self, text):
+        """Say something to the room, as the server."""
+        text = text.lstrip()
+        check_text(text)
+        self.ask("talk", said=[{"do": "say", "text": text}])
+
     def take_line(self, text):
-        """Do what an entered line asks; what is no command is said to the room."""
-        if not text or text.isspace():
-            return None
-        try:
-            if text.startswith("/"):
-                run_command(CONSOLE_COMMANDS, self, text)
-            else:
-                run_command(CONSOLE_COMMANDS, self, f"/say {text}")
-        except ChatError as error:
-            self.show([[("error", f"!! {error}")]])
-            return False
+        """Do what an entered line asks; returns False if it must stay in the input line."""
+        done = obey(CONSOLE_COMMANDS, self, text)
         self.room.flush()
-        return None
+        return done
 
 
 def _console_help(console):
     console.show(help_lines(CONSOLE_COMMANDS))
-
-
-def _console_say(console, text):
-    check_text(text)
-    console.ask("talk", said=[{"do": "say", "text": text}])
 
 
 def _console_who(console):
@@ -2444,7 +2563,7 @@ def _console_quit(console):
 
 CONSOLE_COMMANDS = {
     "help": Command("", "this list; what is no command is said to the room", _console_help),
-    "say": Command("TEXT", "say something to the room, as the server", _console_say),
+    "say": Command("TEXT", "say something to the room, as the server", Console.say),
     "who": Command("", "who is here, and from where", _console_who),
     "kick": Command("NAME [reason]", "remove somebody", _console_kick),
     "mute": Command("NAME [minutes]", f"refuse what somebody says, for {MUTE_MINUTES} minutes or so many",
@@ -2490,7 +2609,7 @@ def serve(host="127.0.0.1", port=PORT, room="chat", log=None, history=HISTORY, r
     except ChatError:
         listener.close()
         raise
-    console = Console(server.room, printer(sys.stdout))
+    console = Console(server.room, Pipe(sys.stdout))
     with signals_caught(("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"), console.end):
         server.start()
         console.show([[("text", line)] for line in banner(server.room, server.address, not host)])
@@ -2502,434 +2621,19 @@ def serve(host="127.0.0.1", port=PORT, room="chat", log=None, history=HISTORY, r
 
 
 # === client =======================================================================================
-# `join`: the main thread has the input line, a receiver thread reads the wire, a sender thread writes
-# it, so that neither a slow network nor a stopped server ever holds up what is typed.
-
-
-class Connection:
-    """A client's end of the wire."""
-
-    def __init__(self, host, port):
-        try:
-            self.sock = socket.create_connection((host, port), CONNECT_SECONDS)
-        except (socket.gaierror, UnicodeError):
-            raise ChatError(f"{host} is no address that this computer can find") from None
-        except OSError as error:
-            reason = error.strerror or "no answer"
-            raise ChatError(f"no chat answers at {host}:{port} ({reason}); check the address, and whether "
-                            f"the server runs") from None
-        tune(self.sock)
-        self.outbox = queue.Queue()
-        threading.Thread(target=self._send_all, name="sender", daemon=True).start()
-
-    def send(self, do, **fields):
-        """Have a request sent; never waits."""
-        self.outbox.put(encode({"do": do, **fields}))
-
-    def _send_all(self):
-        while True:
-            line = self.outbox.get()
-            if line is None:
-                return
-            try:
-                self.sock.sendall(line)
-            except OSError:
-                return  # the receiver sees the same and tells it
-
-    def batches(self):
-        """Yield what arrives, as lists of (line, event), until the connection ends."""
-        with contextlib.suppress(OSError):  # a broken connection ends like a closed one
-            for block in blocks(self.sock.recv, REPLY_BYTES):
-                yield [_event_of(line) for line in (block or b"\n").split(b"\n")[:-1]]
-
-    def close(self):
-        """End the connection, which ends its threads."""
-        self.outbox.put(None)
-        with contextlib.suppress(OSError):
-            self.sock.shutdown(socket.SHUT_RDWR)
-        self.sock.close()
-
-
-def _event_of(line):
-    try:
-        return line + b"\n", decode_event(line.decode(errors="replace"))
-    except ChatError as error:
-        return b"", remark(0.0, f"a line of the server made no sense: {error}")
-
-
-def enter(host, port, name):
-    """Connect and say hello; returns the connection, its batches, and the lines that opened them."""
-    connection = Connection(host, port)
-    batches, opening = connection.batches(), []
-    connection.send("hello", name=name)
-    try:
-        for batch in batches:
-            opening += batch
-            words = [event.get("re", event.get("ev")) for line, event in opening[:2]]
-            if words[:1] == ["error"]:
-                error = opening[0][1]
-                raise ChatError(clean_row(error["text"]), error["code"], error.get("name"))
-            if words == ["welcome", "session"]:
-                check_version(opening[1][1])
-                connection.sock.settimeout(None)
-                return connection, batches, opening
-            if words != ["welcome"]:
-                break
-        raise ChatError(f"what answers at {host}:{port} is not a chat")
-    except BaseException:
-        connection.close()
-        raise
-
-
-def is_talk(event):
-    """Whether this is something that a person says, to all or to one."""
-    return event.get("ev") in ("say", "me") or event.get("re") == "tell"
-
-
-class Client:
-    """One person's side of a room, whatever screen it is shown on."""
-
-    # `show` prints lists of pieces; `changed` is called when what the prompt says may have changed. The
-    # receiver thread calls both, and they must not make it wait.
-
-    def __init__(self, host, port, log=None, times=TIMES[0]):
-        self.host, self.port, self.log = host, port, log
-        self.show, self.changed, self.give_back = (lambda *anything, **more: None,) * 3
-        self.view = View()
-        self.connection = self.recording = self.receiver = None
-        self.n = -1  # of the newest event: what comes again after a lost connection is passed over
-        self.state = "out"  # then in, lost (and may join again), rejoining, over
-        self.busy = 0.0  # when something came last
-        self.leaving = self.asked = False  # asked: the question after a bare "quit" is open
-        self.failure = None  # the sentence that a script should hear at the end
-        self.ids = itertools.count(1)
-        self.line, self.unconfirmed = "", {}  # id: (line, when sent), until the server answers it
-        self.news = threading.Condition()  # of state and unconfirmed
-        # What the person likes:
-        self.times, self.quiet, self.bell, self.ignored = times, False, "on", set()
-        self.last_teller = None  # whom /r answers
-
-    def join(self, name, choose_name):
-        """Enter the room; from now on all that arrives is shown."""
-        entered = None
-        while not entered:
-            try:
-                entered = enter(self.host, self.port, name)
-            except ChatError as error:
-                if error.code not in ("bad-name", "name-taken"):
-                    raise
-                name = choose_name(error)
-        self.connection, batches, opening = entered
-        before, self.state, self.failure = self.view.session, "in", None
-        for line, event in opening[:2]:
-            self.view.take(event)
-        if before is None or before["id"] != self.view.session["id"]:
-            self.n = -1
-            self._begin_recording()
-        self.receiver = threading.Thread(target=self._receive, args=(batches, opening), name="receiver", daemon=True)
-        self.receiver.start()
-
-    def _begin_recording(self):
-        if self.log is None:
-            return
-        self._end_recording()
-        path = self.log or default_path(self.view.session["room"], self.view.name)
-        make_folder(path)
-        self.recording = Recording(path)
-        self.log = ""  # a new session later goes into a new file
-
-    def _end_recording(self):
-        if self.recording:
-            self.recording.close()
-            self.recording = None
-
-    # --- what arrives: the receiver thread ---
-
-    def _receive(self, batches, opening):
-        try:
-            for batch in itertools.chain([opening], batches):
-                before = time.monotonic()
-                self._take(batch)
-                if self.busy > before - 2 * GATHER_SECONDS:
-                    time.sleep(GATHER_SECONDS)  # what comes so fast is cheaper taken many at a time
-                self.busy = before
-        finally:
-            self._ended()
-
-    def _take(self, batch):
-        fresh = [(line, event) for line, event in batch if self._is_fresh(event)]
-        if self.recording:
-            words = ("welcome", "tell", "who", "error")
-            news = self.recording.write(b"".join(
-                [line for line, event in fresh if "ev" in event or event.get("re") in words]))
-            if news:
-                self.say_here(news)
-        lines, bell = [], False
-        for line, event in fresh:
-            self._notice(event)
-            if not self._is_hidden(event):
-                rings = self._rings(event)
-                bell = bell or rings
-                lines.append(Later(len(line), functools.partial(self.view.render, event, self.times),
-                                   rings or self._is_mine(event)))
-        self.show(lines, bell=bell)
-
-    def _is_fresh(self, event):
-        n = event.get("n") if "ev" in event else None
-        if type(n) is not int:
-            return True
-        fresh, self.n = n > self.n, max(n, self.n)
-        return fresh
-
-    def _is_mine(self, event):
-        return "ev" not in event or event.get("who") == self.view.name
-
-    def _is_hidden(self, event):
-        if is_talk(event):
-            return name_key(event["who"]) in self.ignored
-        return self.quiet and event.get("ev") in ("join", "leave", "nick")
-
-    def _rings(self, event):
-        if self.bell == "off" or not is_talk(event) or event["who"] == self.view.name or self.view.is_history(event):
-            return False
-        return "re" in event or self.bell == "all" or bool(find_mentions(clean(event["text"]), self.view.name))
-
-    def _notice(self, event):
-        # Keep up with what an event means for this person; most lines are just somebody else's words.
-        if event.get("ev") in ("say", "me") and event["who"] != self.view.name:
-            return
-        word, answer, mine = event.get("ev"), event.get("re"), self._is_mine(event)
-        self.view.take(event)
-        self.leaving = self.leaving or self.view.over
-        if answer == "tell" and event["who"] != self.view.name:
-            self.last_teller = event["who"]
-        elif answer == "error" and event["code"] in ("slow", "kicked"):
-            self.failure = clean_row(event["text"])
-        with self.news:
-            line = self.unconfirmed.pop(event.get("id"), ("",))[0] if mine else ""
-            self.news.notify_all()
-        if answer == "error" and line:
-            self.give_back(line)
-        if line or word in ("join", "leave", "nick", "notice"):
-            self.changed()
-
-    def _ended(self):
-        self.connection.close()
-        with self.news:
-            self.state = "over" if self.leaving or self.failure else "lost"
-            unconfirmed, self.unconfirmed = self.unconfirmed, {}
-            self.news.notify_all()
-        if self.state == "lost":
-            self.say_here("the connection is lost; Enter joins again, /quit leaves", "error")
-            for line, when in unconfirmed.values():
-                self.say_here(f"this may not have arrived: {clean_row(line)}", "error")
-                self.give_back(line)
-        self.changed()
-
-    def say_here(self, text, style="system"):
-        """Show the person here, and nobody else, a line."""
-        self.show([[(style, f"-- {text}")]])
-
-    # --- what is typed, and what the input line shows: the main thread ---
-
-    def take_line(self, text):
-        """Do what a line from a terminal asks; returns False if it must stay in the input line."""
-        word = text.strip().lower()
-        if self.state != "in" and word != "/quit":
-            if self.state == "lost":
-                self.state = "rejoining"
-                threading.Thread(target=self._rejoin, name="rejoin", daemon=True).start()
-            return False
-        asked, self.asked = self.asked, word in ("quit", "exit") and not self.asked
-        if self.asked:
-            return self.say_here("leave the room? y leaves, anything else stays")
-        if asked and word in ("y", "yes", "quit", "exit"):
-            text = "/quit"
-        elif asked and word in ("n", "no"):
-            return None
-        return self.enter_line(text)
-
-    def enter_line(self, text):
-        """Do what a line asks: a command, or something to say; returns False if it is refused here."""
-        if not text or text.isspace():
-            return None
-        self.line = text  # which a request remembers, in case it has to come back
-        try:
-            if text.startswith("/") and not text.startswith("//"):
-                run_command(COMMANDS, self, text)
-            else:
-                self.request("say", text=text[1:] if text.startswith("//") else text)
-        except ChatError as error:
-            self.show([[("error", f"!! {error}")]])
-            return False
-        return None
-
-    def request(self, do, **fields):
-        """Send a request with an id, after the checks that the server makes too."""
-        check_fields(do, REQUESTS[do], fields)
-        with self.news:
-            mark = next(self.ids)
-            self.unconfirmed[mark] = self.line, time.monotonic()
-        self.connection.send(do, **fields, id=mark)
-        self.changed(UNSENT_SECONDS)
-
-    def _rejoin(self):
-        try:
-            self.join(self.view.name, self._next_name)
-        except ChatError as error:
-            self.state = "lost"
-            self.say_here(f"{error}; Enter tries again, /quit leaves", "error")
-        self.changed()
-
-    def _next_name(self, error):
-        if type(error.name) is not str:
-            raise error
-        return error.name
-
-    def prompt(self):
-        """The text before the input line: who one is, and what is not as it should be."""
-        late = time.monotonic() - UNSENT_SECONDS
-        unsent = sum(when <= late for text, when in list(self.unconfirmed.values()))
-        state = {"in": f" ({unsent} unsent)" if unsent else "", "lost": " (disconnected, Enter to rejoin)",
-                 "rejoining": " (joining)"}.get(self.state, " (leaving)")
-        return f"{self.view.name}{state}> "
-
-    def status(self):
-        """The text of the bar below: the room, who is here, and whether it is recorded."""
-        recorded = "recorded" if self.view.recorded else "not recorded"
-        own = ", by you too" if self.recording and self.view.recorded else " but by you" if self.recording else ""
-        return self.view.bar(recorded + own)
-
-    def leave(self):
-        """Say goodbye, wait for the server's last line, and close everything."""
-        self.leaving = True
-        if self.state == "in":
-            self.connection.send("bye")
-            self.wait_for(lambda: False, ACKNOWLEDGE_SECONDS)
-            self.connection.close()
-        if self.receiver:
-            self.receiver.join(1.0)
-        self._end_recording()
-
-    def wait_for(self, condition, seconds=None):
-        """Wait until this holds, the connection ends or the time is over."""
-        until = None if seconds is None else time.monotonic() + seconds
-        with self.news:
-            while self.state == "in" and not condition() and (until is None or time.monotonic() < until):
-                self.news.wait(0.2)  # in slices: some systems do not interrupt a longer wait
-
-
-def _run_help(client):
-    client.show(help_lines(COMMANDS))
-
-
-def _run_who(client):
-    client.request("who")
-
-
-def _run_nick(client, name):
-    client.request("nick", name=name)
-
-
-def _run_me(client, text):
-    client.request("me", text=text)
-
-
-def _run_tell(client, to, text):
-    client.request("tell", to=to, text=text)
-
-
-def _run_reply(client, text):
-    if not client.last_teller:
-        raise ChatError("nobody has told you anything yet")
-    client.request("tell", to=client.last_teller, text=text)
-
-
-def _run_ignore(client, name):
-    client.ignored ^= {name_key(name)}
-    hidden = name_key(name) in client.ignored
-    client.say_here(f"{clean_row(name)} is {'hidden from you; the same again undoes it' if hidden else 'shown again'}")
-
-
-def _run_quiet(client, switch):
-    client.quiet = one_of(("on", "off"), switch) == "on"
-    client.say_here(f"who comes and goes is {'hidden' if client.quiet else 'shown'}")
-
-
-def _run_bell(client, when):
-    client.bell = one_of(("on", "off", "all"), when)
-    client.say_here(f"bell: {when}")
-
-
-def _run_times(client, form):
-    client.times = one_of(TIMES, form)
-    client.say_here(f"times: {form}")
-
-
-def _run_quit(client):
-    client.leaving = True
-    client.changed()
-
-
-COMMANDS = {
-    "help": Command("", "this list; begin a line with // to say something that begins with /", _run_help),
-    "who": Command("", "who is here", _run_who),
-    "me": Command("TEXT", "say what you do: * bob waves", _run_me),
-    "tell": Command("NAME TEXT", "say something to one person only", _run_tell),
-    "r": Command("TEXT", "answer the last private line", _run_reply),
-    "nick": Command("NAME", "take another name", _run_nick),
-    "ignore": Command("NAME", "hide what this person says, or show it again", _run_ignore),
-    "quiet": Command("on|off", "hide who comes, goes and is renamed", _run_quiet),
-    "bell": Command("on|off|all", "ring when you are called, never, or at every line", _run_bell),
-    "times": Command("short|long|off", "how times are shown; F2 goes round", _run_times),
-    "quit": Command("", "leave the room", _run_quit),
-}
-
-
-def run_plain(client, name, choose_name):
-    """A client without a terminal: plain lines in, plain lines out."""
-    typed, print_lines = queue.Queue(AHEAD), printer(sys.stdout)
-
-    def show(lines, bell=False):
-        lines = [line.render() if type(line) is Later else line for line in lines]
-        try:
-            print_lines([pieces for pieces in lines if pieces])
-        except OSError:  # whoever read this has enough
-            silence(sys.stdout)
-            client.leaving = True
-
-    def watch(*anything):
-        with client.news:
-            client.news.notify_all()
-
-    client.show, client.changed = show, watch
-    client.join(name, choose_name)
-    threading.Thread(target=_read_plain, args=(typed, watch), name="stdin", daemon=True).start()
-    while client.state == "in" and not client.leaving:
-        client.wait_for(lambda: client.leaving or not typed.empty() and len(client.unconfirmed) < AHEAD)
-        with contextlib.suppress(queue.Empty):
-            line = typed.get_nowait()
-            if line is None:
-                client.wait_for(lambda: not client.unconfirmed)
-                break
-            client.enter_line(line)
-
-
-def _read_plain(typed, watch):
-    # Not through sys.stdin, whose lock a thread that never returns would hold at the end of the program.
-    rest, raw = b"", getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)
-    while True:
-        data = raw.read(READ_BYTES[1])
-        *lines, rest = (rest + (data or b"")).split(b"\n")
-        if not data and rest:
-            lines.append(rest)
-        for line in lines:
-            typed.put(line.decode("utf-8-sig", "replace").rstrip("\r"))
-        if not data:
-            typed.put(None)
-        watch()
-        if not data:
-            return
+# `join`: a Link is one person's tie to a room, a Client the person. What is typed comes in the main
+# thread; each connection has a receiver thread that reads the wire and a sender thread that writes it, so
+# that neither a slow network nor a stopped server ever holds up a key.
+
+
+def parse_address(address):
+    """(host, port) of `host`, `host:port` or `[v6]:port`."""
+    match = re.match(r"\[?(?:(?<=\[)([^\]]+)\]|([^\[\]:]*))(?::(\d{1,5}))?\Z", address)
+    bare_v6 = address.count(":") > 1 and "[" not in address
+    port = int(match.group(3) or PORT) if match else PORT
+    if not bare_v6 and (not match or not 0 < port < 65536):
+        raise ChatError(f"{clean_row(address)} is no address; write host, host:port or [v6-address]:port")
+    return (address, PORT) if bare_v6 else (match.group(1) or match.group(2) or "127.0.0.1", port)
 
 
 def state_folder():
@@ -2965,9 +2669,498 @@ def login_name():
     """The name under which a person is logged in, made into one that a room may accept."""
     try:
         name = suggest_name(getpass.getuser())
-    except (ImportError, KeyError, OSError):
+    except (ImportError, KeyError, OSError):  # no such user, which containers are fond of
         name = None
     return name or "guest"
+
+
+class Connection:
+    """A client's end of the wire, from its connecting to its breaking or closing."""
+
+    # Any thread may send, since a queue takes the lines to the sender thread; only one may read `batches`.
+
+    def __init__(self, host, port):
+        try:
+            self.sock = socket.create_connection((host, port), CONNECT_SECONDS)
+        except (socket.gaierror, UnicodeError):
+            raise ChatError(f"{host} is no address that this computer can find") from None
+        except OSError as error:
+            reason = error.strerror or "no answer"
+            raise ChatError(f"no chat answers at {host}:{port} ({reason}); check the address, and whether "
+                            f"the server runs") from None
+        tune(self.sock)
+        self.outbox = queue.Queue()
+        threading.Thread(target=self._write_lines, name="sender", daemon=True).start()
+
+    def send(self, do, **fields):
+        """Have a request sent; never waits."""
+        self.outbox.put(encode({"do": do, **fields}))
+
+    def _write_lines(self):
+        with contextlib.suppress(OSError):  # the receiver sees the same and tells it
+            for line in iter(self.outbox.get, None):
+                self.sock.sendall(line)
+
+    def batches(self):
+        """Yield what arrives, as lists of (line, event), until the connection ends."""
+        with contextlib.suppress(OSError):  # a broken connection ends like a closed one
+            for block in blocks(self.sock.recv, REPLY_BYTES):
+                yield [_line_and_event(line) for line in (block or b"\n").split(b"\n")[:-1]]
+
+    def close(self):
+        """End the connection, which ends its threads."""
+        self.outbox.put(None)
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
+        self.sock.close()
+
+
+def _line_and_event(line):
+    # Nobody gains by leaving a room over one bad line: it is told, and is not recorded.
+    try:
+        return line + b"\n", decode_event(line.decode(errors="replace"))
+    except ChatError as error:
+        return b"", remark(0.0, f"a line of the server made no sense: {error}")
+
+
+def enter(host, port, name):
+    """Connect and say hello; returns the connection, its batches, and the lines that opened them."""
+    # The time-out of connecting holds for the first two lines as well: what is no chat may say nothing at all.
+    connection = Connection(host, port)
+    batches, opening = connection.batches(), []
+    connection.send("hello", name=name)
+    try:
+        for batch in batches:
+            opening += batch
+            words = [event.get("re", event.get("ev")) for line, event in opening[:2]]
+            if words[:1] == ["error"]:
+                error = opening[0][1]
+                raise ChatError(clean_row(error["text"]), error["code"], error.get("name"))
+            if words == ["welcome", "session"]:
+                check_version(opening[1][1])
+                connection.sock.settimeout(None)
+                return connection, batches, opening
+            if words != ["welcome"]:
+                break
+        raise ChatError(f"what answers at {host}:{port} is not a chat")
+    except BaseException:
+        connection.close()
+        raise
+
+
+# What a person does who is refused a name: each takes the ChatError, and returns another name or raises it.
+
+
+def insist(error):
+    """A script that asked for a name must not take part under another one."""
+    raise error
+
+
+def take_free(error):
+    """Whoever gave no name, or loses one by a lost connection, takes what the server offers."""
+    if not error.name or type(error.name) is not str:
+        raise error
+    return error.name
+
+
+def ask_again(error):
+    """Whoever sits at a terminal is asked, and may just press Enter for what the server offers."""
+    print(f"{error}.")
+    return ask("Another name", clean_row(error.name) if type(error.name) is str else "")
+
+
+class Link:
+    """One person's tie to a room, which outlives the connections that carry it."""
+
+    # It knows nothing of commands, of screens, or of what an event means: to whoever is its `person` it
+    # hands what arrives, and tells what becomes of it, by calling
+    #
+    #     person.arrive(welcome, session)   when a room has let them in, before anything else of it
+    #     person.take(batch)                with a list of (line, event), each event of the session once
+    #     person.lose(lines, error)         when it is lost, with the entered lines that got no answer; and when
+    #                                       joining again came to nothing: then with the reason
+    #     person.changed()                  when another thread than the person's has changed `state`
+    #
+    # Its life, and which thread brings about the changes:
+    #
+    #     out        there was no connection yet                    -> in: `join`, the main thread
+    #     in         requests go out, a receiver thread takes in    -> over, lost: the receiver, at the end
+    #     over       it has ended as it was meant to                   nothing follows
+    #     lost       it has ended otherwise                         -> rejoining: `rejoin`, the main thread
+    #     rejoining  a thread of its own connects once more         -> in, lost: that thread
+    #
+    # `parting` tells the two ends apart: it is set, and never taken back, by whoever knows that the room
+    # is left or over. `state` and `unconfirmed` change with `wakeup` held, and whoever waits for
+    # something is woken by it; all else belongs to the one thread that connects or receives.
+    #
+    # Ids go on rising through all connections of a seat or of several. A request is unconfirmed until its
+    # id comes back, on the event that it became or on an error: an echo is the receipt. Nothing is sent
+    # a second time on its own, since a room does not tell by the id yet whether it has seen a request before.
+
+    def __init__(self, host, port, person):
+        self.host, self.port, self.person = host, port, person
+        self.state, self.parting = "out", False
+        self.wakeup = threading.Condition()
+        self.ids, self.unconfirmed = itertools.count(1), {}  # id: (the line that was entered, when)
+        self.session, self.n = None, -1  # the id of the session, and the newest number that came of it
+        self.connection = self.receiver = None
+
+    def join(self, name, choose_name):
+        """Enter the room, under a name that `choose_name` chooses if this one is refused."""
+        entered = None
+        while not entered:
+            try:
+                entered = enter(self.host, self.port, name)
+            except ChatError as error:
+                if error.code not in ("bad-name", "name-taken"):
+                    raise
+                name = choose_name(error)
+        self.connection, batches, opening = entered
+        (_, welcome), (_, session) = opening[:2]
+        if session["id"] != self.session:
+            self.session, self.n = session["id"], -1
+        self._change("in")
+        self.person.arrive(welcome, session)
+        self.receiver = threading.Thread(target=self._receive, args=(batches, opening), name="receiver", daemon=True)
+        self.receiver.start()
+
+    def rejoin(self, name):
+        """Enter the room again if the connection is lost; returns at once."""
+        if self.state == "lost":
+            self._change("rejoining")
+            threading.Thread(target=self._rejoin, args=(name,), name="rejoin", daemon=True).start()
+
+    def _rejoin(self, name):
+        try:
+            self.join(name, take_free)
+        except ChatError as error:
+            self.connection.close()  # a new one may be there, and only its recording have failed
+            self._change("lost")
+            self.person.lose([], error)
+        self.person.changed()
+
+    def _change(self, state):
+        with self.wakeup:
+            self.state = state
+            self.wakeup.notify_all()
+
+    # --- the receiver thread ---
+
+    def _receive(self, batches, opening):
+        busy = 0.0  # when something came last
+        try:
+            for batch in itertools.chain([opening], batches):
+                before = time.monotonic()
+                self.person.take([(line, event) for line, event in batch if self._take_number(event)])
+                if busy > before - 2 * GATHER_SECONDS:
+                    time.sleep(GATHER_SECONDS)  # what comes so fast is cheaper taken many at a time
+                busy = before
+        finally:
+            self._end()
+
+    def _take_number(self, event):
+        # Whether this event is new: after a lost connection the history brings again what was seen.
+        n = event.get("n") if "ev" in event else None
+        if type(n) is not int:
+            return True
+        fresh, self.n = n > self.n, max(n, self.n)
+        return fresh
+
+    def _end(self):
+        self.connection.close()
+        with self.wakeup:
+            self.state = "over" if self.parting else "lost"
+            lines, self.unconfirmed = [line for line, when in self.unconfirmed.values()], {}
+            self.wakeup.notify_all()
+        if self.state == "lost":
+            self.person.lose(lines)
+        self.person.changed()
+
+    # --- what the person asks; any thread ---
+
+    def request(self, line, do, **fields):
+        """Send a request; `line` is what was entered for it, until the answer is there."""
+        with self.wakeup:
+            number = next(self.ids)
+            self.unconfirmed[number] = line, time.monotonic()
+        self.connection.send(do, **fields, id=number)
+
+    def confirm(self, number):
+        """Note that this id has come back; returns the line that was entered for it, if it is one of ours."""
+        with self.wakeup:
+            self.wakeup.notify_all()
+            return self.unconfirmed.pop(number, ("",))[0]
+
+    def unsent(self):
+        """How many requests have waited so long for an answer that one should know."""
+        late = time.monotonic() - UNSENT_SECONDS
+        return sum(when <= late for line, when in list(self.unconfirmed.values()))
+
+    def wait_for(self, condition, seconds=float("inf")):
+        """Wait until this holds, the connection ends or the time is over."""
+        until = time.monotonic() + seconds
+        with self.wakeup:
+            while self.state == "in" and not condition() and time.monotonic() < until:
+                self.wakeup.wait(0.2)  # in slices: some systems do not interrupt a longer wait
+
+    def leave(self):
+        """Say goodbye, wait for the server's last line, and close the connection."""
+        self.parting = True
+        if self.state == "in":
+            self.connection.send("bye")
+            self.wait_for(lambda: False, ACKNOWLEDGE_SECONDS)
+            self.connection.close()
+        if self.receiver:
+            self.receiver.join(1.0)
+
+
+def is_talk(event):
+    """Whether this is something that a person says, to all or to one."""
+    return event.get("ev") in ("say", "me") or event.get("re") == "tell"
+
+
+class Client:
+    """The person at a link: what they enter, what they know, and what they like to be shown."""
+
+    # Two threads come by. The main thread enters lines and asks for prompt and status; the receiver, or
+    # one that joins again, calls what a Link calls, which must not make it wait. What one of them writes
+    # the other only reads, and to be a moment behind does no harm; so there is no lock. (`link.parting`
+    # both may set, but nobody unsets it.)
+    #
+    # The same commands hold on a terminal and through a pipe, but only a person can be asked whether a bare
+    # "quit" is meant, and can join again. A script's lines wait for the server instead, so that it cannot
+    # be far ahead of what it would see.
+
+    def __init__(self, host, port, log=None, times=TIMES[0]):
+        self.link, self.view = Link(host, port, self), View()
+        self.log, self.recording = log, None  # the file to record into; "" stands for a new one
+        self.failure = None  # the sentence that a script should hear at the end
+        self.line, self.asked = "", False  # entered last; whether it was the bare "quit" that is asked about
+        # What the person likes:
+        self.times, self.quiet, self.bell, self.ignored = times, False, "on", set()
+        self.last_teller = None  # whom /r answers
+        self.screen = open_screen(
+            self.take_line, self.prompt, self.status, self.complete, {"f2": self.change_times},
+            " (they are in the recording)" if log is not None else "",
+        ) or Pipe(sys.stdout, self.take_script_line)
+
+    # --- what the link calls ---
+
+    def arrive(self, welcome, session):
+        """Begin with what a room tells first of all; another session is recorded into another file."""
+        before = self.view.session
+        self.view.take(welcome)
+        self.view.take(session)
+        if self.log is not None and (before is None or before["id"] != session["id"]):
+            self._end_recording()
+            path = self.log or default_path(session["room"], self.view.name)
+            make_folder(path)
+            self.recording, self.log = Recording(path), ""
+
+    def _end_recording(self):
+        if self.recording:
+            self.recording.close()
+            self.recording = None
+
+    def take(self, batch):
+        """Record, understand and show what arrived."""
+        self._record(batch)
+        lines, bell = [], False
+        for line, event in batch:
+            self._notice(event)
+            if not self._is_hidden(event):
+                rings = self._rings(event)
+                bell = bell or rings
+                lines.append(Unrendered(len(line), functools.partial(self.view.render, event, self.times),
+                                        rings or self._is_mine(event)))
+        self.screen.show(lines, bell)
+
+    def _record(self, batch):
+        # What was said to this person; a pong or a broken line says nothing.
+        if self.recording:
+            words = ("welcome", "tell", "who", "error")
+            lines = [line for line, event in batch if "ev" in event or event.get("re") in words]
+            trouble = self.recording.write(b"".join(lines))
+            if trouble:
+                self.say_here(trouble)
+
+    def _is_mine(self, event):
+        return "ev" not in event or event.get("who") == self.view.name
+
+    def _is_hidden(self, event):
+        if is_talk(event):
+            return name_key(event["who"]) in self.ignored
+        return self.quiet and event.get("ev") in ("join", "leave", "nick")
+
+    def _rings(self, event):
+        if self.bell == "off" or not is_talk(event) or event["who"] == self.view.name or self.view.is_history(event):
+            return False
+        return "re" in event or self.bell == "all" or bool(find_mentions(clean(event["text"]), self.view.name))
+
+    def _notice(self, event):
+        # Keep up with what an event means for this person; most lines are just somebody else's words.
+        if event.get("ev") in ("say", "me") and event["who"] != self.view.name:
+            return
+        word, answer, mine = event.get("ev"), event.get("re"), self._is_mine(event)
+        self.view.take(event)
+        if answer == "tell" and event["who"] != self.view.name:
+            self.last_teller = event["who"]
+        elif answer == "error" and event["code"] in ("slow", "kicked"):
+            self.failure = clean_row(event["text"])
+        if self.view.over or self.failure:
+            self.link.parting = True
+        line = self.link.confirm(event.get("id")) if mine else ""  # others count for themselves
+        if answer == "error" and line:
+            self.screen.give_back(line)
+        if line or word in ("join", "leave", "nick", "notice"):
+            self.changed()
+
+    def lose(self, lines, error=None):
+        """Tell the person that there is no connection, and give back what may not have arrived."""
+        again = f"{error}; Enter tries again" if error else "the connection is lost; Enter joins again"
+        self.say_here(f"{again}, /quit leaves", "error")
+        for line in lines:
+            self.say_here(f"this may not have arrived: {clean_row(line)}", "error")
+            self.screen.give_back(line)
+
+    def changed(self, seconds=0.0):
+        """Have the screen show, now or so much later, what has become of the link; or end it."""
+        if self.link.parting or self.link.state == "lost" and not self.screen.attended:
+            self.screen.end()
+        else:
+            self.screen.refresh(seconds)
+
+    # --- what the person does ---
+
+    def take_line(self, text):
+        """Do what a line from a terminal asks; returns False if it must stay in the input line."""
+        word = text.strip().lower()
+        if self.link.state != "in" and word != "/quit":
+            self.link.rejoin(self.view.name)
+            return False
+        asked, self.asked = self.asked, word in ("quit", "exit") and not self.asked
+        if self.asked:
+            return self.say_here("leave the room? y leaves, anything else stays")
+        if asked and word in ("y", "yes", "quit", "exit"):
+            text = "/quit"
+        elif asked and word in ("n", "no"):
+            return None
+        return self.enter_line(text)
+
+    def take_script_line(self, text):
+        """Do what a line from a pipe asks, once the server has caught up; None is the end of the input."""
+        most = AHEAD if text is not None else 1
+        self.link.wait_for(lambda: self.screen.over or len(self.link.unconfirmed) < most)
+        if text is not None:
+            self.enter_line(text)
+        else:
+            self.screen.end()
+
+    def enter_line(self, text):
+        """Do what a line asks; returns False if it is refused here."""
+        self.line = text  # which a request remembers, in case it has to come back
+        return obey(COMMANDS, self, text)
+
+    def say(self, text):
+        """Say something to the room."""
+        self.request("say", text=text)
+
+    def request(self, do, **fields):
+        """Send a request, after the checks that the server makes too."""
+        check_fields(do, REQUESTS[do], fields)
+        self.link.request(self.line, do, **fields)
+        self.changed(UNSENT_SECONDS)
+
+    def say_here(self, text, style="system"):
+        """Show the person here, and nobody else, a line."""
+        self.screen.show([[(style, f"-- {text}")]])
+
+    def set_times(self, form):
+        """Show the times of lines in this form from now on."""
+        self.times = one_of(TIMES, form)
+        self.say_here(f"times: {form}")
+
+    def change_times(self):
+        """Show the times in the next form, round and round."""
+        self.set_times(TIMES[(TIMES.index(self.times) + 1) % len(TIMES)])
+
+    def leave(self):
+        """Leave the room and close everything."""
+        self.link.leave()
+        self._end_recording()
+
+    # --- what the input line shows ---
+
+    def prompt(self):
+        """The text before the input line: who one is, and what is not as it should be."""
+        unsent = self.link.unsent()
+        state = {"in": f" ({unsent} unsent)" if unsent else "", "lost": " (disconnected, Enter to rejoin)",
+                 "rejoining": " (joining)"}.get(self.link.state, " (leaving)")
+        return f"{self.view.name}{state}> "
+
+    def status(self):
+        """The text of the bar below: the room, who is here, and whether it is recorded."""
+        recorded = "recorded" if self.view.recorded else "not recorded"
+        own = ", by you too" if self.recording and self.view.recorded else " but by you" if self.recording else ""
+        return self.view.bar(recorded + own)
+
+    def complete(self, before):
+        """What Tab makes of the text before the cursor."""
+        return complete(before, COMMANDS, self.view.people)
+
+
+def _run_help(client):
+    client.screen.show(help_lines(COMMANDS))
+
+
+def _ask_for(do):
+    # A command that is just this request: its words are the fields, in their order.
+    def ask_for(client, *words):
+        client.request(do, **dict(zip(REQUESTS[do], words)))
+
+    return ask_for
+
+
+def _run_reply(client, text):
+    if not client.last_teller:
+        raise ChatError("nobody has told you anything yet")
+    client.request("tell", to=client.last_teller, text=text)
+
+
+def _run_ignore(client, name):
+    client.ignored ^= {name_key(name)}
+    state = "hidden from you; the same again undoes it" if name_key(name) in client.ignored else "shown again"
+    client.say_here(f"{clean_row(name)} is {state}")
+
+
+def _run_quiet(client, switch):
+    client.quiet = one_of(("on", "off"), switch) == "on"
+    client.say_here(f"who comes and goes is {'hidden' if client.quiet else 'shown'}")
+
+
+def _run_bell(client, when):
+    client.bell = one_of(("on", "off", "all"), when)
+    client.say_here(f"bell: {when}")
+
+
+def _run_quit(client):
+    client.link.parting = True
+    client.changed()
+
+
+COMMANDS = {
+    "help": Command("", "this list; begin a line with // to say something that begins with /", _run_help),
+    "who": Command("", "who is here", _ask_for("who")),
+    "me": Command("TEXT", "say what you do: * bob waves", _ask_for("me")),
+    "tell": Command("NAME TEXT", "say something to one person only", _ask_for("tell")),
+    "r": Command("TEXT", "answer the last private line", _run_reply),
+    "nick": Command("NAME", "take another name", _ask_for("nick")),
+    "ignore": Command("NAME", "hide what this person says, or show it again", _run_ignore),
+    "quiet": Command("on|off", "hide who comes, goes and is renamed", _run_quiet),
+    "bell": Command("on|off|all", "ring when you are called, never, or at every line", _run_bell),
+    "times": Command("short|long|off", "how times are shown; F2 goes round", Client.set_times),
+    "quit": Command("", "leave the room", _run_quit),
+}
 
 
 def join(address="", name=None, log=None, times=TIMES[0]):
@@ -2975,73 +3168,20 @@ def join(address="", name=None, log=None, times=TIMES[0]):
     host, port = parse_address(address)
     if log and os.path.exists(log):
         raise ChatError(f"{log} exists already; choose another name")
-    client, typed = Client(host, port, log, times), name is not None
-
-    def choose_name(error):
-        free = error.name if type(error.name) is str else ""
-        if screen:
-            print(f"{error}.")
-            return ask("Another name", clean_row(free))
-        if typed or not free:
-            raise error
-        return free
-
-    screen = open_screen(client) if is_terminal(sys.stdin, sys.stdout) else None
+    client = Client(host, port, log, times)
     try:
-        if screen:
-            name = name or ask("Your name", login_name())
-            client.join(name, choose_name)
+        if client.screen.attended:
+            client.link.join(name or ask("Your name", login_name()), ask_again)
             remember_address(address or "127.0.0.1")
-            screen.run()
         else:
-            run_plain(client, name or login_name(), choose_name)
+            client.link.join(name or login_name(), take_free if name is None else insist)
+        client.screen.run()
     except KeyboardInterrupt:
         pass  # leaving is what it means
     finally:
         client.leave()
-    if client.failure or client.state == "lost":
+    if client.failure or client.link.state == "lost":
         raise ChatError(client.failure or "the connection was lost")
-
-
-def open_screen(client):
-    """A terminal for this client; None, and a hint, where there cannot be one."""
-    screen = make_screen(client.take_line, client.prompt, client.status,
-                         lambda before: complete(before, COMMANDS, client.view.people),
-                         {"f2": lambda: _next_times(client)})
-    if screen:
-        if client.log is not None:
-            screen.skip_note = " (they are in the recording)"
-
-        def changed(seconds=0.0):
-            if client.leaving or client.state == "over":
-                screen.end()
-            else:
-                screen.refresh(seconds)
-
-        client.show, client.changed, client.give_back = screen.show, changed, screen.give_back
-    return screen
-
-
-def _next_times(client):
-    _run_times(client, TIMES[(TIMES.index(client.times) + 1) % len(TIMES)])
-
-
-def ask(question, default=""):
-    """Ask in a terminal; Enter takes the default."""
-    try:
-        return input(f"{question}{f' [{default}]' if default else ''}: ").strip() or default
-    except EOFError:
-        raise ChatError("there was no answer", "no-answer") from None
-
-
-def parse_address(address):
-    """(host, port) of `host`, `host:port` or `[v6]:port`."""
-    match = re.match(r"\[?(?:(?<=\[)([^\]]+)\]|([^\[\]:]*))(?::(\d{1,5}))?\Z", address)
-    bare_v6 = address.count(":") > 1 and "[" not in address
-    port = int(match.group(3) or PORT) if match else PORT
-    if not bare_v6 and (not match or not 0 < port < 65536):
-        raise ChatError(f"{clean_row(address)} is no address; write host, host:port or [v6-address]:port")
-    return (address, PORT) if bare_v6 else (match.group(1) or match.group(2) or "127.0.0.1", port)
 
 
 # === replay =======================================================================================
@@ -3697,7 +3837,7 @@ def play(tape, **options):
 
     player = Player(tape, lambda lines: screen.show_all(lines), changed, **options)
     keys = {key: functools.partial(run, player) for keys, shown, words, run in PLAYER_KEYS for key in keys}
-    screen = make_screen(None, lambda: "", rows_below, matching, keys)
+    screen = open_screen(None, lambda: "", rows_below, matching, keys)
     if not screen:
         return False
     player.ask = screen.ask
@@ -4162,21 +4302,22 @@ def export(path, kind, target, who=None, start=None, end=None, max_gap=2.0, reda
 
 # === menu =========================================================================================
 # What somebody meets who starts the program bare, as by a double click: it asks only what is needed, shows
-# the command line that the answers stand for, and runs that.
+# the command line that the answers stand for, and runs that. So the menu can do nothing that the command
+# line cannot, and whoever uses it twice has seen what to type the third time.
+
+
+def _choose_in_frame(title, labels):
+    from prompt_toolkit.shortcuts import choice
+
+    return choice(title, options=list(enumerate(labels)), show_frame=True)  # the keys 1 to 9 choose, too
 
 
 def choose(title, labels):
     """Have the person choose one of these labels; returns its index."""
     if is_terminal(sys.stdin, sys.stdout):
-        try:
-            from prompt_toolkit.shortcuts import choice
-
-            return choice(title, options=list(enumerate(labels)), show_frame=True)
-        except ImportError:
-            pass
-        except Exception as error:  # as in make_screen
-            if type(error).__name__ != "NoConsoleScreenBufferError":
-                raise
+        with contextlib.suppress(ChatError):  # what follows is the other way to ask
+            return on_terminal(_choose_in_frame, title, labels)
+    # Numbered lines do for pipes, for the run window of an IDE and for terminals that can only print.
     print(f"\n{title}")
     for number, label in enumerate(labels, 1):
         print(f"  {number}. {label}")
@@ -4184,6 +4325,7 @@ def choose(title, labels):
 
 
 def _whole(text, most):
+    # By a pattern first, since int takes more than digits, and the digits of every script.
     if not re.fullmatch("[0-9]{1,4}", text) or not 1 <= int(text) <= most:
         raise ChatError(f"{clean_row(text)} is not a number from 1 to {most}")
     return int(text)
@@ -4195,9 +4337,13 @@ def ask_until(question, default, check):
         try:
             return check(ask(question, default))
         except ChatError as error:
-            if error.code == "no-answer":
+            if error.code == "no-answer":  # nor will there be one to the next question
                 raise
             print(f"{error}.")
+
+
+# Each of these asks what its command needs, with what does least for an answer that is just Enter: nothing is
+# recorded and nobody let in by mistake. It returns the words of a command line, or nothing where all is told.
 
 
 def _menu_host():
@@ -4209,6 +4355,7 @@ def _menu_host():
 
 
 def _menu_join():
+    # Without an address to choose there is no question whether it is to be another one.
     recent = recent_addresses()
     number = choose("Where?", recent + ["another address"]) if recent else 0
     if number < len(recent):
@@ -4219,6 +4366,7 @@ def _menu_join():
 
 
 def _choose_recording():
+    # The samples are always there, so nobody has to record something before they see what a replay is.
     recordings = list_recordings("sessions")
     if not recordings:
         print("There is no recording in the folder sessions yet: host a chat and have it recorded. Samples:")
@@ -4233,6 +4381,7 @@ def _menu_replay():
 def _menu_report():
     recording = _choose_recording()
     language = ("en", "ru")[choose("In which language?", ["English", "русский"])]
+    # A report is written by hand from where this program ends: none is offered to be written over.
     base = f"report-{os.path.splitext(os.path.basename(recording))[0]}"
     names = itertools.chain([base], (f"{base}-{number}" for number in itertools.count(2)))
     free = next(name for name in names if not os.path.exists(name))
@@ -4248,16 +4397,12 @@ def _menu_report():
 
 
 def _menu_give():
-    path, python = os.path.abspath(sys.argv[0]), "py" if sys.platform == "win32" else "python3"
-    name = os.path.basename(path)
-    address = (lan_addresses() or ["ADDRESS-OF-THIS-COMPUTER"])[0]
-    for line in ("This program is one file:", f"  {path}",
-                 "Copy it to a USB stick or send it, as any file. There, with Python 3.8 or newer, one types:",
-                 f"  {python} {name} join {address}",
-                 "while you host a chat for everyone on this network, here:",
-                 f"  {python} {name} serve --lan --open"):
-        print(line)
-    return None
+    address = (lan_addresses() or ["ADDRESS-OF-THIS-COMPUTER"])[0]  # of several the likeliest; serve prints all
+    print("This program is one file:", f"  {os.path.abspath(sys.argv[0])}",
+          "Copy it to a USB stick or send it, as any file. There, with Python 3.8 or newer, one types:",
+          f"  {command_line('join')} {address}",
+          "while you host a chat for everyone on this network, here:",
+          f"  {command_line('serve --lan --open')}", sep="\n")
 
 
 MENU = (("host a chat", _menu_host), ("join a chat", _menu_join), ("replay a recording", _menu_replay),
@@ -4266,6 +4411,8 @@ MENU = (("host a chat", _menu_host), ("join a chat", _menu_join), ("replay a rec
 
 def menu(run):
     """Offer what can be done until the person quits; `run` takes the words of a command line."""
+    # What fails is told and the menu comes back: a window that was opened by a double click would vanish
+    # with the program, and the sentence with it. Ctrl+C ends what runs; where nothing runs, the menu.
     while True:
         try:
             function = MENU[choose("What would you like to do?", [label for label, function in MENU])][1]
@@ -4273,9 +4420,7 @@ def menu(run):
                 return
             words = function()
             if words:
-                python = "py" if sys.platform == "win32" else "python3"
-                program = os.path.basename(sys.argv[0])
-                print(f"\n{python} {program} {clean_row(' '.join(map(shlex.quote, words)))}\n", flush=True)
+                print(f"\n{command_line(clean_row(' '.join(map(shlex.quote, words))))}\n", flush=True)
                 run(words)
         except ChatError as error:
             if error.code == "no-answer":
@@ -4286,14 +4431,15 @@ def menu(run):
 
 
 # === command line =================================================================================
-# argparse is used nowhere else; the functions above take plain arguments.
+# argparse is used nowhere else; the functions above take plain arguments. The exit code is 0 if all went well
+# or was ended by Ctrl+C, 1 for what failed, told in one sentence, and 2 for what makes no sense as a command.
+
 
 def _add_command(commands, name, words, examples, run):
     # One command with its examples; every command may be told to write no colours.
-    program = os.path.basename(sys.argv[0]) or "chat.pyz"
     parser = commands.add_parser(
         name, help=words, description=words[0].upper() + words[1:] + ".",
-        epilog="examples:\n" + "\n".join(f"  {program} {name} {example}".rstrip() for example in examples),
+        epilog="examples:\n" + "\n".join(f"  {program()} {name} {example}".rstrip() for example in examples),
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--no-color", action="store_true", help="write no colours; so does NO_COLOR=1")
     parser.set_defaults(run=run, parser=parser)
@@ -4318,12 +4464,15 @@ def _add_serve(commands):
 
 
 def _count(text):
+    # By a pattern first: int also takes signs, spaces, underscores and the digits of every script.
     if not re.fullmatch("[0-9]{1,9}", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 up")
     return int(text)
 
 
 def _run_serve(options):
+    # How the options go together. To be reached by a whole network is never a default, and needs two words:
+    # one for the addresses, and one that says aloud that nothing keeps strangers out.
     if options.lan and not options.open:
         options.parser.error("--lan needs --open beside it for now: everyone on the network can then come in and "
                              "read along")
@@ -4346,10 +4495,9 @@ def _run_serve(options):
 def _check_log(options):
     # Else `join --log 192.168.1.5` would record into a file of that name.
     if options.log and not options.log.endswith(".jsonl"):
-        command = options.parser.prog
-        options.parser.error(f"--log takes a file that ends in .jsonl; write  {command} {options.log} --log  or  "
-                             f"{command} --log {options.log}.jsonl" if command.endswith("join") else
-                             f"--log takes a file that ends in .jsonl; write  {command} --log {options.log}.jsonl")
+        command, file = options.parser.prog, options.log
+        other = f"{command} {file} --log  or  " if command.endswith("join") else ""
+        options.parser.error(f"--log takes a file that ends in .jsonl; write  {other}{command} --log {file}.jsonl")
 
 
 def _add_join(commands):
@@ -4456,30 +4604,31 @@ def main(argv=None):
         if hasattr(stream, "reconfigure"):  # a character that a terminal lacks must not end the program
             stream.reconfigure(errors="replace")
     words = sys.argv[1:] if argv is None else argv
+    # The menu runs the command lines that it shows by the same function, so nothing is told in two ways.
     return _run(words) if words else _guarded(menu, _run)
 
 
 def _run(words):
-    program = os.path.basename(sys.argv[0]) or "chat.pyz"
     parser = argparse.ArgumentParser(
-        prog=program, description="A chat for people on one network, in one file. Without a command: a menu.")
+        prog=program(), description="A chat for people on one network, in one file. Without a command: a menu.")
     parser.add_argument("--version", action="version", version=f"chat {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for add in (_add_serve, _add_join, _add_replay):
         add(commands)
     options = parser.parse_args(words)
+    # Told to everything at once by what it means anywhere: prompt_toolkit and other programs know it as well.
     if getattr(options, "no_color", False):
         os.environ["NO_COLOR"] = "1"
     return _guarded(options.run, options)
 
 
 def _guarded(function, *arguments):
-    # Everything that may go wrong, told in one sentence; returns the exit code.
-    program = os.path.basename(sys.argv[0]) or "chat.pyz"
+    # Everything that may go wrong, told in one sentence; returns the exit code. A traceback is for what is
+    # wrong in this program itself. The sentence goes to stderr, so that stdout holds what was asked for only.
     try:
         function(*arguments)
     except ChatError as error:
-        print(f"{program}: {error}.", file=sys.stderr)
+        print(f"{program()}: {error}.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 0  # what was asked for
@@ -4488,7 +4637,7 @@ def _guarded(function, *arguments):
         return 0
     except OSError as error:
         silence(sys.stdout)  # which may be what failed
-        print(f"{program}: the system says: {error.strerror or error}.", file=sys.stderr)
+        print(f"{program()}: the system says: {error.strerror or error}.", file=sys.stderr)
         return 1
     return 0
 

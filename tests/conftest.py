@@ -1,10 +1,12 @@
 """What several test files need."""
+import os
 import pathlib
 import zipfile
 
 import pytest
 
 TOP = pathlib.Path(__file__).resolve().parent.parent
+os.environ["XDG_STATE_HOME"] = os.devnull  # what the program remembers of a person is not for tests to change
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,19 @@
 """A terminal for tests: a program runs in a pseudo-terminal, and its screen is emulated and looked at."""
 import codecs
+import contextlib
 import os
 import re
 import select
 import signal
 import struct
 import subprocess
+import sys
 import time
 
 import pyte
+import pytest
+
+import chat
 
 fcntl = None
 try:
@@ -18,6 +23,8 @@ try:
 except ImportError:  # Windows has none of them; the tests that need a terminal are skipped there
     pass
 
+needs_terminal = pytest.mark.skipif(not fcntl, reason="needs pseudo-terminals")
+CHAT = [sys.executable, chat.__file__]
 SECONDS = 10  # for anything to appear; only a failing test waits so long
 
 
@@ -33,12 +40,19 @@ class Terminal:
         self.resize(columns, rows)
         self.process = subprocess.Popen(
             command, stdin=slave, stdout=slave, stderr=slave, cwd=cwd, start_new_session=True,
-            env={**os.environ, "TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8",
+            env={**{name: value for name, value in os.environ.items() if name != "NO_COLOR"},
+                 "TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8",
                  "XDG_STATE_HOME": os.devnull, **(env or {})},  # the menu's memory is not for tests
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))
         os.close(slave)
 
-    def resize(self, columns, rows):
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *trouble):
+        self.close()
+
+    def resize(self, columns, rows=24):
         """Give the terminal another size, as by dragging the corner of its window."""
         fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
         self.screen.resize(rows, columns)
@@ -46,6 +60,13 @@ class Terminal:
     def type(self, text):
         """Press these keys."""
         os.write(self.master, text.encode())
+
+    def enter(self, text):
+        """Type this line, and wait until it has been taken and the input line is empty again."""
+        self.type(text)
+        self.wait(lambda: self.rows()[-2:-1] and self.rows()[-2].endswith(f"> {text}"), text)
+        self.type("\r")
+        self.wait(lambda: self.rows()[-2:-1] and re.fullmatch(r"\w*>", self.rows()[-2]), "an empty input line")
 
     def read(self, seconds=0.0):
         """Take in what the program wrote, waiting so long for it; False when nothing came."""
@@ -59,6 +80,10 @@ class Terminal:
         self.raw.append(text)
         self.stream.feed(text)
         return bool(data)
+
+    def written(self):
+        """All that the program wrote so far, as it wrote it."""
+        return "".join(self.raw)
 
     def rows(self):
         """The rows on the screen, without the blank ones at its end."""
@@ -102,9 +127,42 @@ class Terminal:
             pass
         return self.process.wait(0.1)
 
+    @contextlib.contextmanager
+    def _closed_on_failure(self):
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+
     def close(self):
         """End the program if it still runs."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
         os.close(self.master)
+
+
+class Console(Terminal):
+    """`serve` on a terminal, once its input line is there; a server to connect to."""
+
+    prompt, name = ">", "server"
+
+    def __init__(self, folder, *options, columns=120, **settings):
+        super().__init__([*CHAT, "serve", "--port", "0", *options], columns, cwd=folder, **settings)
+        with self._closed_on_failure():
+            self.see(r"listens on 127\.0\.0\.1:\d+$")
+            port = re.search(r"listens on 127\.0\.0\.1:(\d+)$", self.text(), re.M).group(1)
+            self.address = "127.0.0.1", int(port)
+            self.see_prompt(self.prompt)
+
+
+class Person(Terminal):
+    """`join` on a terminal, once this person is in the room."""
+
+    def __init__(self, folder, server, *options, name="bob", **settings):
+        self.prompt, self.name = f"{name}>", name
+        super().__init__([*CHAT, "join", "%s:%d" % server.address, "--name", name, *options], cwd=folder, **settings)
+        with self._closed_on_failure():
+            self.see(f"-- {name} joined")
+            self.see_prompt(self.prompt)

@@ -1,41 +1,23 @@
-"""The server's keyboard: what the person who hosts a room sees and types, on a terminal."""
-import contextlib
+"""The server's console: what the person who hosts a room sees and types; what every input line does is in test_screen."""
 import os
 import re
 import signal
 import subprocess
-import sys
 import types
 
 import pytest
 
-import chat
 import helpers
 import terminal
 
-pytestmark = pytest.mark.skipif(not terminal.fcntl, reason="needs pseudo-terminals")
-SERVE = [sys.executable, chat.__file__, "serve", "--port", "0"]
+pytestmark = terminal.needs_terminal
+SERVE = [*terminal.CHAT, "serve", "--port", "0"]
 
 
 @pytest.fixture
-def opened(tmp_path):
-    """A function that opens terminals with serve on them, all closed at the end; each has an `.address`."""
-    with contextlib.ExitStack() as stack:
-        def open_one(*options, columns=120, **settings):
-            screen = terminal.Terminal([*SERVE, *options], cwd=tmp_path, columns=columns, **settings)
-            stack.callback(screen.close)
-            screen.see(r"listens on 127\.0\.0\.1:\d+$")
-            port = re.search(r"listens on 127\.0\.0\.1:(\d+)$", screen.text(), re.M).group(1)
-            screen.address = "127.0.0.1", int(port)
-            screen.see_prompt(">")
-            return screen
-
-        yield open_one
-
-
-@pytest.fixture
-def console(opened):
-    return opened("--room", "lab")
+def console(tmp_path):
+    with terminal.Console(tmp_path, "--room", "lab") as console:
+        yield console
 
 
 @pytest.fixture
@@ -65,27 +47,14 @@ def test_the_console_shows_who_comes_what_they_say_and_who_goes(console, eve):
     console.see_prompt("> half a line")
 
 
-def test_help_lists_every_command(console):
-    console.type("/help\r")
-    for name, command in chat.CONSOLE_COMMANDS.items():
-        console.see(re.escape(f"/{name} {command.usage}".rstrip()))
-    console.see_prompt(">")
-
-
-@pytest.mark.parametrize("typed, said", [("/say hello  you", "hello  you"), ("hello all", "hello all")])
+@pytest.mark.parametrize("typed, said", [
+    ("/say hello  you", "hello  you"), ("  hello all", "hello all"), ("/say /help", "/help")])
 def test_what_the_host_says(console, eve, typed, said):
     console.type(typed + "\r")
     assert eve.expect(ev="say")["text"] == said
     assert eve.heard[-1].count(b'"who":"server"') == 1
     console.see(f"server: {said}$")
     console.see_prompt(">")
-
-
-def test_several_pasted_rows_are_one_message_of_the_host(console, eve):
-    console.type("\x1b[200~one\ntwo\x1b[201~")
-    console.see(r"^\.\.\. two$")
-    console.type("\r")
-    eve.expect_next(ev="say", who="server", text="one\ntwo")
 
 
 def test_who_lists_the_people_with_their_addresses(console, eve):
@@ -150,20 +119,11 @@ def test_log_on_and_off_is_told_to_everybody_and_makes_a_recording(console, eve,
     assert "meanwhile" in recorded and "before" not in recorded and "after" not in recorded
 
 
-def test_a_newcomer_to_a_recorded_room_is_told(opened, tmp_path):
-    console = opened("--log", "lab.jsonl")
-    console.see_bar(r"recording into lab\.jsonl \| 0 here$")
-    with helpers.joined(console, "eve") as eve:
-        assert eve.welcome["recorded"] is True
-
-
-@pytest.mark.parametrize("typed", ["/quit\r", "\x03", "\x04"], ids=["/quit", "Ctrl+C", "Ctrl+D"])
-def test_the_room_is_ended(console, eve, typed):
-    console.type(typed)
-    eve.expect(ev="end")
-    assert console.exit_code() == 0
-    assert "-- the room is closed" in console.text()
-    assert "Traceback" not in console.text()
+def test_a_newcomer_to_a_recorded_room_is_told(tmp_path):
+    with terminal.Console(tmp_path, "--log", "lab.jsonl") as console:
+        console.see_bar(r"recording into lab\.jsonl \| 0 here$")
+        with helpers.joined(console, "eve") as eve:
+            assert eve.welcome["recorded"] is True
 
 
 @pytest.mark.parametrize("signal_name", ["SIGINT", "SIGTERM", "SIGHUP"])
@@ -174,94 +134,12 @@ def test_a_signal_ends_the_room_too(console, eve, signal_name):
     assert "Traceback" not in console.text()
 
 
-@pytest.mark.parametrize("typed, answer", [
-    ("/kik eve", "there is no command /kik; did you mean /kick?"),
-    ("/kick", "usage: /kick NAME [reason]"),
-    ("/kick nobody", "nobody here is called nobody"),
-    ("/mute nobody", "nobody here is called nobody"),
-    ("/mute eve soon", "minutes are a whole number; 0 ends it"),
-    ("/mute eve -1", "minutes are a whole number; 0 ends it"),
-    ("/mute eve 10000", "minutes are a whole number; 0 ends it"),
-    ("/mute eve ²", "minutes are a whole number; 0 ends it"),
-    ("/log maybe", "it can be: on off"),
-    ("/log off", "recording is off already"),
-    ("/mark", "usage: /mark TEXT"),
-    ("/say", "usage: /say TEXT"),
-])
-def test_a_mistake_is_answered_stays_to_be_corrected_and_goes_to_nobody(console, eve, typed, answer):
-    console.type(typed + "\r")
-    console.see(re.escape(f"!! {answer}") + "$")
-    console.see_prompt(f"> {typed}")
-    console.type("\x15and on\r")
-    eve.expect_next(ev="say", who="server", text="and on")
-
-
-def test_a_text_over_the_limit_is_refused_with_its_length(console, eve):
-    console.type("\x1b[200~" + "x" * 4001 + "\x1b[201~\r")
-    told = "!! a message has at most 4,000 characters, this one has 4,001"
-    console.wait(lambda: told in console.text(), told)  # above an input line of many rows
-    console.type("\x15and on\r")
-    eve.expect_next(ev="say", text="and on")
-
-
-def test_tab_completes_commands_and_names(console, eve):
-    console.type("/ki\t")
-    console.see_prompt("> /kick")
-    console.type("ev\t")
-    console.see_prompt("> /kick eve")
-    console.type("softly\r")
-    eve.expect(ev="leave", text="softly")
-
-
-def test_arrow_up_brings_back_what_was_entered(console, eve):
-    console.type("hello\r")
-    console.see("server: hello$")
-    console.see_prompt(">")
-    console.type("\x1b[A")
-    console.see_prompt("> hello")
-
-
-def test_an_empty_line_says_nothing(console, eve):
-    console.type("\r   \r\x15and on\r")
-    eve.expect_next(ev="say", text="and on")
-
-
-def test_nothing_hostile_reaches_the_console(console, eve):
-    eve.say("\x1b]0;owned\x07\x1b[2J\u202egnp")
-    console.see("gnp")
-    raw = "".join(console.raw)
-    assert "\x1b]0;" not in raw and "\x1b[2J" not in raw and "\u202e" not in raw
-
-
-def test_a_resized_console_shows_one_prompt(console, eve):
-    console.type("typed")
-    for columns in (60, 100, 80):
-        console.resize(columns, 24)
-        eve.say(f"at {columns}")
-        console.see(f"eve: at {columns}$")
-        console.see_prompt("> typed")
-        assert sum(row.startswith("> typed") for row in console.rows()) == 1
-
-
 def test_a_dumb_terminal_gets_plain_lines(tmp_path):
-    screen = terminal.Terminal(SERVE, cwd=tmp_path, env={"TERM": "dumb"})
-    try:
+    with terminal.Terminal(SERVE, cwd=tmp_path, env={"TERM": "dumb"}) as screen:
         screen.see("Ctrl.C ends the room")
         screen.type("\x03")
         assert screen.exit_code() == 0
-        assert "\x1b" not in "".join(screen.raw)
-    finally:
-        screen.close()
-
-
-@pytest.mark.parametrize("by", ["option", "variable"])
-def test_no_colours_when_none_are_wanted(opened, by):
-    options, env = (["--no-color"], None) if by == "option" else ([], {"NO_COLOR": "1"})
-    console = opened(*options, env=env)
-    with helpers.joined(console, "eve") as eve:
-        eve.say("hello")
-        console.see("eve: hello$")
-    assert not re.findall(r"\x1b\[[\d;]*\b(?:3\d|4\d|9\d|10\d)\b[\d;]*m", "".join(console.raw))
+        assert "\x1b" not in screen.written()
 
 
 def test_people_are_let_in_before_the_input_line_is_loaded(tmp_path):
@@ -272,16 +150,13 @@ def test_people_are_let_in_before_the_input_line_is_loaded(tmp_path):
         "import os, time\nuntil = time.monotonic() + 10\n"
         "while not os.path.exists('let-in') and time.monotonic() < until:\n    time.sleep(0.01)\n"
         "assert os.path.exists('let-in')\nraise ImportError\n")
-    screen = terminal.Terminal(SERVE, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)})
-    try:
+    with terminal.Terminal(SERVE, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}) as screen:
         screen.see(r"listens on 127\.0\.0\.1:\d+$")
         port = int(re.search(r"listens on 127\.0\.0\.1:(\d+)$", screen.text(), re.M).group(1))
         with helpers.joined(types.SimpleNamespace(address=("127.0.0.1", port)), "eve"):
             (tmp_path / "let-in").write_text("")
             screen.see("prompt_toolkit is missing, so the input line is a plain one")
             screen.see("-- eve joined")
-    finally:
-        screen.close()
 
 
 def test_without_a_terminal_it_only_prints_and_reads_nothing(tmp_path):

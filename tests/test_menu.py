@@ -11,10 +11,9 @@ import pytest
 import chat
 import helpers
 import terminal
+from terminal import CHAT as BARE, needs_terminal
 
-needs_terminal = pytest.mark.skipif(not terminal.fcntl, reason="needs pseudo-terminals")
 needs_signals = pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
-BARE = [sys.executable, chat.__file__]
 PYTHON = "py" if sys.platform == "win32" else "python3"
 # The same on a port that is free, since the real one may be taken on this machine.
 ANY_PORT = [sys.executable, "-c", "import sys, chat; chat.PORT = 0; sys.argv = ['chat.py']; sys.exit(chat.main())"]
@@ -55,10 +54,8 @@ def opened(tmp_path, home):
     """A function that opens the menu on a terminal of its own."""
     with contextlib.ExitStack() as stack:
         def open_one(program=BARE, **more):
-            os.environ.pop("NO_COLOR", None)
-            screen = terminal.Terminal(program, cwd=tmp_path, columns=100, rows=40,
-                                       env={"XDG_STATE_HOME": "", **environment(home), **more})
-            stack.callback(screen.close)
+            screen = stack.enter_context(terminal.Terminal(program, cwd=tmp_path, columns=100, rows=40,
+                                                           env={"XDG_STATE_HOME": "", **environment(home), **more}))
             screen.see("What would you like to do?")
             return screen
 

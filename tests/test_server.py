@@ -363,28 +363,6 @@ def test_an_address_that_is_not_here_is_told_in_one_sentence(host):
     assert err.startswith("chat.py: ") and host in err and err.count("\n") == 1 and err.endswith(".\n")
 
 
-@pytest.mark.parametrize("options, correction", [
-    (["--lan"], "--lan needs --open"),
-    (["--open"], "--open goes with --lan"),
-    (["--lan", "--open", "--host", "127.0.0.1"], "--lan listens on all addresses and --host on one; choose"),
-    (["--log", "x.txt"], "chat.py serve --log x.txt.jsonl"),
-    (["--log", "192.168.1.5"], "chat.py serve --log 192.168.1.5.jsonl"),
-    (["--port", "65536"], "a port is a number from 0 to 65535"),
-    (["--port", "-1"], "a port is a number from 0 to 65535"),
-    (["--port", "many"], "many"),
-    (["--history", "-1"], "'-1' is not a whole number from 0 up"),
-    (["--history", "²"], "²"),
-    (["--max-people", "x"], "'x' is not a whole number"),
-    (["--room", " "], "nothing in this message"),
-    (["127.0.0.1"], "127.0.0.1"),
-], ids=lambda value: " ".join(value) if isinstance(value, list) else "")
-def test_wrong_usage_is_told_with_what_is_right(tmp_path, options, correction):
-    code, out, err = run(*options, cwd=tmp_path)
-    assert (code, out) == (2, "")
-    assert correction in err and "Traceback" not in err
-    assert not os.listdir(tmp_path)
-
-
 def test_the_port_that_0_found_is_printed(serve):
     server = serve()
     assert server.address[1] > 0
@@ -717,14 +695,17 @@ def test_a_private_line_is_not_shown_on_the_console(serve):
 
 
 class Screen:
-    """Where a console of this process writes to, as texts."""
+    """What a console of this process shows, as texts."""
 
     def __init__(self, room):
         self.lines = []
-        self.console = chat.Console(room, self.write)
+        self.console = chat.Console(room, self)
 
-    def write(self, lines):
+    def show(self, lines):
         self.lines += map(chat.plain, lines)
+
+    def refresh(self):
+        pass
 
     def said(self):
         """The numbers that were said, and how many lines were counted instead."""
@@ -784,12 +765,12 @@ def test_the_console_prints_what_came_while_it_was_printing_before_it_stops():
     room, printing, go_on = chat.Room(), threading.Event(), threading.Event()
     screen = Screen(room)
 
-    def write_slowly(lines):
+    def show_slowly(lines):
         printing.set()
         assert go_on.wait(SECONDS)
-        Screen.write(screen, lines)
+        Screen.show(screen, lines)
 
-    screen.console.print_lines = write_slowly
+    screen.show = show_slowly
     screen.console.thread.start()
     talked(room, [1])
     assert printing.wait(SECONDS)

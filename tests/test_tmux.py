@@ -4,15 +4,13 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 import time
 
 import pytest
 
-import chat
+from terminal import CHAT as PROGRAM
 
 pytestmark = pytest.mark.skipif(not shutil.which("tmux"), reason="needs tmux")
-PROGRAM = [sys.executable, chat.__file__]
 CHAT = " ".join(map(shlex.quote, PROGRAM))
 LONG_CYRILLIC = "Съешь же ещё этих мягких французских булок. " * 90 + "конец"
 LONG_EMOJI = "😀🎉👍🏽❤️" * 500 + "!"

@@ -1,9 +1,7 @@
 """A person's terminal in a room: what `join` shows of what arrives, and what becomes of what is typed."""
 import contextlib
-import os
 import re
-import subprocess
-import sys
+import socket
 import threading
 import time
 
@@ -13,9 +11,7 @@ import chat
 import helpers
 import terminal
 
-CHAT = [sys.executable, chat.__file__]
-needs_terminal = pytest.mark.skipif(not terminal.fcntl, reason="needs pseudo-terminals")
-COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3\d|4\d|9\d|10\d)(?:;\d+)*m")
+pytestmark = terminal.needs_terminal
 
 
 @pytest.fixture
@@ -35,18 +31,8 @@ def eve(server):
 def opened(server, tmp_path):
     """A function that opens terminals with join on them, all closed at the end."""
     with contextlib.ExitStack() as stack:
-        def open_one(*options, name="bob", columns=80, rows=24, **env):
-            command = [*CHAT, "join", "127.0.0.1:%d" % server.address[1], "--name", name, *options]
-            screen = terminal.Terminal(command, columns, rows, {"XDG_STATE_HOME": str(tmp_path), **env}, tmp_path)
-            stack.callback(screen.close)
-            screen.see(f"-- {name} joined")
-            screen.see_prompt(f"{name}>")
-            return screen
-
-        before = os.environ.pop("NO_COLOR", None)
-        yield open_one
-        if before is not None:
-            os.environ["NO_COLOR"] = before
+        yield lambda *options, **settings: stack.enter_context(
+            terminal.Person(tmp_path, server, *options, **settings))
 
 
 @pytest.fixture
@@ -55,24 +41,12 @@ def bob(eve, opened):
     return opened()
 
 
-def raw(screen):
-    return "".join(screen.raw)
-
-
 def cell(screen, text):
     """The first cell of this text on the screen, with its colours."""
     for number, row in enumerate(screen.screen.display):
         if text in row:
             return screen.screen.buffer[number][row.index(text)]
     raise AssertionError(f"not on the screen: {text}")
-
-
-def enter(screen, text):
-    """Type this line, and wait until it has been taken and the input line is empty again."""
-    screen.type(text)
-    screen.wait(lambda: screen.rows()[-2:-1] and screen.rows()[-2].endswith(f"> {text}"), text)
-    screen.type("\r")
-    screen.wait(lambda: screen.rows()[-2:-1] and re.fullmatch(r"\w+>", screen.rows()[-2]), "an empty input line")
 
 
 def hear(screen, peer, text):
@@ -84,7 +58,6 @@ def hear(screen, peer, text):
 # --- reading ---
 
 
-@needs_terminal
 def test_a_name_has_one_colour_everywhere_and_another_name_another(bob, eve, server):
     with helpers.joined(server, "юля") as other:
         hear(bob, eve, "one")
@@ -95,23 +68,6 @@ def test_a_name_has_one_colour_everywhere_and_another_name_another(bob, eve, ser
     assert colour["юля: two"] not in ("default", colour["eve: one"])
 
 
-@needs_terminal
-@pytest.mark.parametrize("options, env", [([], {"NO_COLOR": "1"}), (["--no-color"], {})], ids=["variable", "option"])
-def test_no_colours_when_none_are_wanted(opened, eve, options, env):
-    bob = opened(*options, **env)
-    hear(bob, eve, "hello bob")
-    enter(bob, "hi")
-    bob.see("bob: hi$")
-    assert not COLOUR.search(raw(bob))
-
-
-@needs_terminal
-def test_colours_without_such_a_wish(bob, eve):
-    hear(bob, eve, "hello")
-    assert COLOUR.search(raw(bob))
-
-
-@needs_terminal
 def test_f2_goes_round_the_forms_of_the_time(bob, eve):
     hear(bob, eve, "short")
     for form, pattern in (("long", r"^\d\d:\d\d:\d\d eve: in {}$"), ("off", "^eve: in {}$"),
@@ -122,34 +78,31 @@ def test_f2_goes_round_the_forms_of_the_time(bob, eve):
         bob.see(pattern.format(form))
 
 
-@needs_terminal
 def test_the_times_command_and_option(opened, eve):
     bob = opened("--times", "off")
     eve.say("none")
     bob.see("^eve: none$")
-    enter(bob, "/times long")
+    bob.enter("/times long")
     eve.say("seconds")
     bob.see(r"^\d\d:\d\d:\d\d eve: seconds$")
     bob.type("/times never\r")
     bob.see("!! it can be: short long off$")
 
 
-@needs_terminal
 def test_quiet_hides_who_comes_goes_and_is_renamed_until_it_is_off(bob, eve, server):
-    enter(bob, "/quiet on")
+    bob.enter("/quiet on")
     with helpers.joined(server, "ann") as ann:
         ann.send(do="nick", name="anna")
         ann.expect(ev="nick")
         hear(bob, ann, "still heard")
         bob.see_bar("3 here: eve, bob, anna$")
     bob.see_bar("2 here: eve, bob$")
-    enter(bob, "/quiet off")
+    bob.enter("/quiet off")
     with helpers.joined(server, "kim"):
         bob.see("-- kim joined$")
     assert not re.search("-- ann", bob.text())
 
 
-@needs_terminal
 def test_my_name_is_highlighted_where_it_is_a_word_of_its_own(bob, eve):
     hear(bob, eve, "ask Bob, not bobby")
     assert cell(bob, "Bob, not").reverse
@@ -157,10 +110,9 @@ def test_my_name_is_highlighted_where_it_is_a_word_of_its_own(bob, eve):
     assert not cell(bob, "ask").reverse
 
 
-@needs_terminal
 def test_the_bell_rings_for_mentions_and_private_lines_only(bob, eve):
     def rung(times):
-        bob.wait(lambda: raw(bob).count("\a") >= times, f"bell {times}")
+        bob.wait(lambda: bob.written().count("\a") >= times, f"bell {times}")
 
     hear(bob, eve, "nothing special")
     hear(bob, eve, "hey bob")
@@ -168,62 +120,58 @@ def test_the_bell_rings_for_mentions_and_private_lines_only(bob, eve):
     eve.send(do="tell", to="bob", text="psst")
     bob.see("psst$")
     rung(2)
-    enter(bob, "bob is me")  # my own line
+    bob.enter("bob is me")  # my own line
     bob.see("bob: bob is me$")
-    enter(bob, "/tell eve what?")
+    bob.enter("/tell eve what?")
     bob.see(r"you → eve \(private\): what\?$")
     hear(bob, eve, "the end")
-    assert raw(bob).count("\a") == 2
+    assert bob.written().count("\a") == 2
 
 
-@needs_terminal
 def test_history_is_dim_and_rings_no_bell(opened, eve):
     eve.say("bob was called before he came")
     bob = opened()
     bob.see("bob was called before he came$")
     hear(bob, eve, "fresh")
-    assert "\a" not in raw(bob)
-    (line,) = [line for line in raw(bob).split("\n") if "was called before" in line]
+    assert "\a" not in bob.written()
+    (line,) = [line for line in bob.written().split("\n") if "was called before" in line]
     assert set(re.findall(r"\x1b\[([\d;]+)m", line.partition("was called")[0][-80:])) <= {"0", "2"}, "only dim"
-    (line,) = [line for line in raw(bob).split("\n") if "fresh" in line]
+    (line,) = [line for line in bob.written().split("\n") if "fresh" in line]
     assert f"{chat.STYLES[chat.name_style('eve')]}meve\x1b[0m" in line, "what is said now has its colours"
 
 
-@needs_terminal
 def test_the_bell_may_be_off_or_for_every_line(bob, eve):
-    enter(bob, "/bell off")
+    bob.enter("/bell off")
     hear(bob, eve, "hey bob")
     hear(bob, eve, "off")
-    assert raw(bob).count("\a") == 0
-    enter(bob, "/bell all")
+    assert bob.written().count("\a") == 0
+    bob.enter("/bell all")
     hear(bob, eve, "anything")
-    bob.wait(lambda: raw(bob).count("\a") == 1, "the bell")
-    enter(bob, "mine")
+    bob.wait(lambda: bob.written().count("\a") == 1, "the bell")
+    bob.enter("mine")
     bob.see("bob: mine$")
-    enter(bob, "/bell on")
+    bob.enter("/bell on")
     hear(bob, eve, "on")
     hear(bob, eve, "last")
-    assert raw(bob).count("\a") == 1
+    assert bob.written().count("\a") == 1
 
 
-@needs_terminal
 def test_ignore_hides_what_somebody_says_and_shows_it_again(bob, eve):
-    enter(bob, "/ignore EVE")
+    bob.enter("/ignore EVE")
     bob.see("^-- EVE is hidden from you; the same again undoes it$")
     eve.say("hidden line, bob")
     eve.send(do="me", text="hidden deed")
     eve.send(do="tell", to="bob", text="hidden letter")
     eve.settle()
-    enter(bob, "mine")
+    bob.enter("mine")
     bob.see("bob: mine$")
-    enter(bob, "/ignore eve")
+    bob.enter("/ignore eve")
     bob.see("^-- eve is shown again$")
     hear(bob, eve, "seen")
     assert "hidden l" not in bob.text() and "hidden d" not in bob.text()
-    assert "\a" not in raw(bob)
+    assert "\a" not in bob.written()
 
 
-@needs_terminal
 def test_private_lines_look_different_and_r_answers_the_last_one(bob, eve, server):
     with helpers.joined(server, "ann") as ann:
         eve.send(do="tell", to="bob", text="from eve")
@@ -232,29 +180,12 @@ def test_private_lines_look_different_and_r_answers_the_last_one(bob, eve, serve
         bob.see(r"ann → you \(private\): from ann$")
         hear(bob, eve, "in the room")
         assert cell(bob, "from ann").fg != cell(bob, "in the room").fg
-        enter(bob, "/r yes, ann")
+        bob.enter("/r yes, ann")
         ann.expect(re="tell", who="bob", to="ann", text="yes, ann")
         bob.see(r"you → ann \(private\): yes, ann$")
     assert not any(b"yes, ann" in line for line in eve.heard)
 
 
-@needs_terminal
-def test_r_without_anybody_to_answer(bob, eve):
-    bob.type("/r hello?\r")
-    bob.see("!! nobody has told you anything yet$")
-    bob.see_prompt("bob> /r hello?")
-
-
-@needs_terminal
-def test_the_rows_of_a_message_carry_an_indent_that_nobody_can_fake(bob, eve):
-    eve.say("one\n12:00 bob: I agree\n\n      │ four")
-    bob.see("four$")
-    rows = bob.rows()
-    first = next(number for number, row in enumerate(rows) if row.endswith("eve: one"))
-    assert rows[first + 1:first + 4] == ["      │ 12:00 bob: I agree", "      │", "      │       │ four"]
-
-
-@needs_terminal
 @pytest.mark.parametrize("text", ["漢字かな交じり文", "😀 👍 🚀", "e\u0301e\u0301 a\u0308", "한국어"])
 def test_wide_and_combining_characters_keep_the_input_line_aligned(bob, eve, text):
     bob.type(text + "|ab\x1b[D\x1b[DX")  # two to the left: in front of what was typed last
@@ -266,7 +197,6 @@ def test_wide_and_combining_characters_keep_the_input_line_aligned(bob, eve, tex
     assert bob.screen.buffer[bob.screen.cursor.y][column].data == "a"
 
 
-@needs_terminal
 def test_a_flood_beyond_what_a_terminal_takes_is_counted_and_in_the_recording(opened, eve, tmp_path):
     bob = opened("--log", "mine.jsonl")
     count = 6000  # lines, while this terminal takes in nothing
@@ -284,7 +214,6 @@ def test_a_flood_beyond_what_a_terminal_takes_is_counted_and_in_the_recording(op
     bob.see_prompt("bob>")
 
 
-@needs_terminal
 def test_resizing_while_lines_arrive_leaves_one_prompt(bob, eve):
     bob.type("typed")
     bob.see_prompt("bob> typed")
@@ -314,43 +243,9 @@ def test_resizing_while_lines_arrive_leaves_one_prompt(bob, eve):
 # --- writing ---
 
 
-@needs_terminal
-def test_several_pasted_rows_are_one_message_sent_once(bob, eve):
-    bob.type("\x1b[200~one\rtwo\r\nthree\n\x1b[201~")
-    bob.see(r"^\.\.\. three$")
-    eve.say("nothing was sent by the paste")
-    bob.see("by the paste$")
-    bob.type("\r")
-    eve.until(text="nothing was sent by the paste")
-    eve.expect_next(ev="say", who="bob", text="one\ntwo\nthree")
-    enter(bob, "after")
-    eve.expect_next(ev="say", who="bob", text="after")
-
-
-@needs_terminal
-def test_alt_enter_begins_a_new_row(bob, eve):
-    bob.type("one\x1b\rtwo\r")
-    assert eve.expect(ev="say")["text"] == "one\ntwo"
-
-
-@needs_terminal
-def test_arrow_up_brings_back_what_was_said(bob, eve):
-    enter(bob, "first")
-    enter(bob, "second")
-    bob.see("bob: second$")
-    bob.see_prompt("bob>")
-    bob.type("\x1b[A")
-    bob.see_prompt("bob> second")
-    bob.type("\x1b[A")
-    bob.see_prompt("bob> first")
-    bob.type("!\r")
-    eve.expect(text="first!")
-
-
-@needs_terminal
 def test_ctrl_r_finds_what_was_said_and_enter_takes_it_into_the_input_line(bob, eve):
-    enter(bob, "a needle in the hay")
-    enter(bob, "straw")
+    bob.enter("a needle in the hay")
+    bob.enter("straw")
     bob.see("bob: straw$")
     bob.type("\x12need")
     bob.wait(lambda: bob.rows()[-3:-2] == ["bob> a needle in the hay"], "the found line")
@@ -361,20 +256,8 @@ def test_ctrl_r_finds_what_was_said_and_enter_takes_it_into_the_input_line(bob, 
     eve.expect_next(ev="say", text="a needle in the hay!")
 
 
-@needs_terminal
-@pytest.mark.parametrize("keys, line", [
-    ("/qui\t", "/qui"), ("/quit\t", "/quit"), ("/wh\t", "/who"), ("ev\t", "eve:"), ("EV\thi", "eve: hi"),
-    ("/tell ev\tpsst", "/tell eve psst"), ("hey @ev\tyou", "hey @eve you"), ("so ev\tis", "so eve is"),
-    ("@e\t", "@eve"), ("nobo\t", "nobo"),
-])
-def test_tab_completes_commands_and_names(bob, eve, keys, line):
-    bob.type(keys)
-    bob.see_prompt(f"bob> {line}")
-
-
-@needs_terminal
 def test_my_line_appears_when_the_server_confirms_it_and_the_prompt_counts_until_then(bob, eve, server):
-    with server.room.baton:  # nothing is sent on meanwhile
+    with server.room.fanout.baton:  # nothing is sent on meanwhile
         bob.type("one\rtwo\r")
         bob.see_prompt("bob (2 unsent)>")
         assert "bob: one" not in bob.text()
@@ -383,21 +266,19 @@ def test_my_line_appears_when_the_server_confirms_it_and_the_prompt_counts_until
     bob.see_prompt("bob>")
 
 
-@needs_terminal
 def test_a_refused_line_comes_back_into_an_empty_input_line(bob, eve, server):
-    enter(bob, "so far so good")
+    bob.enter("so far so good")
     bob.see("so far so good$")
-    server.room.find("bob").muted = time.monotonic() + 60
+    helpers.ask(server.room, None, "mute", to="bob", minutes=1)
     bob.type("not now\r")
     bob.see("!! you are muted for .* more seconds$")
     bob.see_prompt("bob> not now")
-    server.room.find("bob").muted = 0.0
+    helpers.ask(server.room, None, "mute", to="bob", minutes=0)
     bob.type("\r")
     assert [line["text"] for line in eve.until(text="not now") if line.get("ev") == "say"] == [
         "so far so good", "not now"]
 
 
-@needs_terminal
 def test_a_name_that_is_taken_comes_back_to_be_changed(bob, eve):
     bob.type("/nick EVE\r")
     bob.see("!! the name EVE is taken; EVE-2 is free$")
@@ -406,10 +287,9 @@ def test_a_name_that_is_taken_comes_back_to_be_changed(bob, eve):
     bob.see_prompt("EVElyn>")
 
 
-@needs_terminal
 def test_a_refused_line_goes_into_the_history_when_something_else_is_typed(bob, eve, server):
-    server.room.find("bob").muted = time.monotonic() + 60
-    with server.room.baton:
+    helpers.ask(server.room, None, "mute", to="bob", minutes=1)
+    with server.room.fanout.baton:
         bob.type("refused\rmeanwhile")
         bob.see_prompt("bob> meanwhile")
     server.room.flush()
@@ -419,37 +299,9 @@ def test_a_refused_line_goes_into_the_history_when_something_else_is_typed(bob, 
     bob.see_prompt("bob> refused")
 
 
-@needs_terminal
-def test_a_text_over_the_limit_is_refused_here_with_its_length(bob, eve):
-    bob.type("\x1b[200~" + "x" * 4001 + "\x1b[201~\r")
-    told = "!! a message has at most 4,000 characters, this one has 4,001"
-    bob.wait(lambda: told in bob.text(), told)  # above an input line of many rows
-    bob.type("\x7f\r")  # it has stayed: one less is enough
-    assert [line["text"] for line in eve.until(ev="say")[-1:]] == ["x" * 4000]
-    assert not [line for line in eve.heard if b"error" in line]
-
-
-@needs_terminal
-@pytest.mark.parametrize("typed, near", [("/nik rob", "/nick"), ("/tel eve hi", "/tell"), ("/halp", "/help")])
-def test_a_mistyped_command_suggests_the_near_one_and_goes_to_nobody(bob, eve, typed, near):
-    bob.type(typed + "\r")
-    bob.see(f"; did you mean {near}\\?$")
-    bob.type("\x15and on\r")
-    eve.expect(ev="join", who="bob")
-    eve.expect_next(ev="say", text="and on")
-
-
-@needs_terminal
-def test_empty_lines_say_nothing(bob, eve):
-    bob.type("\r \r\x15\x1b\r\x1b\r\rand on\r")
-    eve.expect(ev="join", who="bob")
-    assert eve.expect_next(ev="say")["text"].strip() == "and on"
-
-
 # --- the state, always in sight ---
 
 
-@needs_terminal
 def test_the_bar_tells_the_room_the_people_and_whether_it_is_recorded(bob, eve, server, tmp_path):
     bob.see_bar(r"^ lab \| not recorded \| 2 here: eve, bob$")
     with helpers.joined(server, "ann") as ann:
@@ -457,7 +309,7 @@ def test_the_bar_tells_the_room_the_people_and_whether_it_is_recorded(bob, eve, 
         ann.send(do="nick", name="юля")
         bob.see_bar("3 here: eve, bob, юля$")
     bob.see_bar("2 here: eve, bob$")
-    server.room.record(chat.Recording(str(tmp_path / "room.jsonl"), server.room.session_line))
+    server.room.record(chat.Recording(str(tmp_path / "room.jsonl"), server.room.log.session_line))
     server.room.flush()
     bob.see(r"-- this session is recorded from here on$")
     bob.see_bar(r"^ lab \| recorded \| 2 here")
@@ -467,68 +319,182 @@ def test_the_bar_tells_the_room_the_people_and_whether_it_is_recorded(bob, eve, 
     bob.see_bar(r"^ lab \| not recorded \|")
 
 
-@needs_terminal
 def test_who_joins_a_recorded_room_is_told(server, eve, opened, tmp_path):
-    server.room.record(chat.Recording(str(tmp_path / "room.jsonl"), server.room.session_line))
+    server.room.record(chat.Recording(str(tmp_path / "room.jsonl"), server.room.log.session_line))
     server.room.flush()
     bob = opened()
     bob.see(r"-- you are bob; 2 here: .*; this session is recorded$")
     bob.see_bar(r"^ lab \| recorded \|")
 
 
-@needs_terminal
 def test_the_bar_tells_of_an_own_recording(opened, eve):
     opened("--log", "mine.jsonl").see_bar(r"^ lab \| not recorded but by you \| 2 here")
 
 
-@needs_terminal
 def test_the_prompt_carries_my_name(bob, eve):
-    enter(bob, "/nick юля")
+    bob.enter("/nick юля")
     bob.see_prompt("юля>")
     bob.see_bar("eve, юля$")
 
 
-# --- without a terminal ---
+# --- being in a room ---
 
 
-def join_command(server, name="bob"):
-    return [*CHAT, "join", "127.0.0.1:%d" % server.address[1], "--name", name]
+@pytest.fixture
+def at_door(server, tmp_path):
+    """A terminal with join on it that has not been told a name."""
+    with terminal.Terminal([*terminal.CHAT, "join", "%s:%d" % server.address], cwd=tmp_path) as screen:
+        yield screen
 
 
-def test_a_file_as_input_and_a_pipe_as_output_have_no_escape_codes(server, eve, tmp_path):
-    script = tmp_path / "script.txt"
-    script.write_text("hello bob\n/nick юля\n/tell eve psst\n/nonsense\n/help\n/bell all\n", encoding="utf-8")
-    with script.open("rb") as file:
-        done = subprocess.run(join_command(server), stdin=file, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                              timeout=30, env={**os.environ, "TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8"})
-    out = done.stdout.decode()
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert "bob: hello bob" in out and "you → eve (private): psst" in out and "there is no command" in out
-    assert "\x1b" not in out and "\a" not in out
+def cut_off(server):
+    """Break all connections, as when the cable is pulled."""
+    for guest in server.guests.copy():
+        guest.out.shutdown(socket.SHUT_RDWR)
 
 
-def test_a_pipe_that_is_closed_behind_it_makes_no_traceback(server, eve):
-    process = subprocess.Popen(join_command(server), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE)
-    eve.expect(ev="join", who="bob")
-    process.stdout.close()
-    eve.say("nobody reads this", "nor this")
-    eve.expect(ev="leave", who="bob")
-    assert process.wait(helpers.SECONDS) == 0
-    assert process.stderr.read() == b""
-    process.stdin.close()
-    process.stderr.close()
+def test_a_flood_never_breaks_what_is_typed(bob, eve):
+    text, enough = "quick brown fox", threading.Event()
+
+    def flood():
+        for start in range(0, 100_000, 100):  # 5,000 lines a second
+            eve.say(*[f"flood {start + number}" for number in range(100)])
+            if enough.wait(0.02):
+                return
+
+    def drain():  # an own flood that nobody read would be cut for it
+        with contextlib.suppress(OSError, ValueError):
+            while eve.file.read1(1 << 20):
+                pass
+
+    threads = [threading.Thread(target=flood), threading.Thread(target=drain, daemon=True)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(3):
+            typed = ""
+            for key in text:
+                bob.type(key)
+                typed += key
+                bob.see_prompt(f"bob> {typed}".rstrip())
+                bob.read(0.05)  # nobody types faster, and more lines arrive
+                assert sum(row.startswith("bob>") for row in bob.rows()) <= 1
+            bob.type("\r")
+            bob.see_prompt("bob>")
+    finally:
+        enough.set()
+        threads[0].join()
+    bob.wait(lambda: bob.text().count(f"bob: {text}") == 3, "all three lines")
+    bob.see_prompt("bob>")
+    for row in bob.text().split("\n"):
+        assert re.match(r"\d\d:\d\d (eve: flood \d+|bob: .*|-- .*)$|… [\d,]+ lines skipped$|bob>$| lab \|", row), row
 
 
-@needs_terminal
+def test_every_line_is_shown_around_every_enter(bob, eve):
+    for number in range(60):
+        eve.say(f"before {number}")
+        bob.type(f"mine {number}\r")
+        eve.say(f"after {number}")
+    bob.wait(lambda: "after 59" in bob.text() and "mine 59" in bob.text().replace("bob> mine", ""))
+    for number in range(60):
+        for text in (f"eve: before {number}", f"bob: mine {number}", f"eve: after {number}"):
+            assert len(re.findall(f"{text}$", bob.text(), re.M)) == 1, text
+
+
+def test_the_name_is_asked_for_and_asked_again_when_it_is_taken(eve, at_door):
+    at_door.see(r"^Your name \[.+\]:$")
+    at_door.type("Eve\r")
+    at_door.see("the name Eve is taken; Eve-2 is free")
+    at_door.see(r"^Another name \[Eve-2\]:$")
+    at_door.type("\r")
+    at_door.see_prompt("Eve-2>")
+    eve.expect(ev="join", who="Eve-2")
+
+
+def test_quit_alone_asks_before_it_leaves(bob, eve):
+    bob.type("quit\r")
+    bob.see("leave the room?")
+    bob.type("no\r")
+    bob.see_prompt("bob>")
+    bob.type("exit\r")
+    bob.wait(lambda: bob.text().count("leave the room?") == 2)
+    bob.type("y\r")
+    assert bob.exit_code() == 0
+    eve.expect(ev="leave", why="left")
+
+
+def test_every_request_has_its_command(bob, eve):
+    for typed, shown in (("/who", "-- 2 here: eve, bob$"), ("/me waves", r"\* bob waves$"), ("//help", "bob: /help$"),
+                         ("/tell eve psst", r"you → eve \(private\): psst$")):
+        bob.enter(typed)
+        bob.see(shown)
+    eve.expect(re="tell", who="bob", text="psst")
+    bob.type("/nick rob\r")
+    bob.see_prompt("rob>")
+
+
+def test_a_lost_connection_keeps_what_is_typed_and_enter_joins_again(bob, server):
+    bob.type("not yet sent")
+    bob.see_prompt("bob> not yet sent")
+    cut_off(server)
+    bob.see("the connection is lost; Enter joins again, /quit leaves")
+    bob.see_prompt("bob (disconnected, Enter to rejoin)> not yet sent")
+    bob.type("\r")
+    bob.see_prompt("bob> not yet sent")
+    bob.type("\r")
+    bob.see("bob: not yet sent$")
+    assert len(re.findall("^.{5} -- bob joined$", bob.text(), re.M)) == 2, "history that was seen came again"
+
+
+def test_a_line_without_an_answer_comes_back_when_the_connection_is_lost(bob, server):
+    with server.room.fanout.baton:
+        bob.type("on its way\r")
+        bob.see_prompt("bob (1 unsent)>")
+        cut_off(server)
+        bob.see("-- this may not have arrived: on its way$")
+    bob.see_prompt("bob (disconnected, Enter to rejoin)> on its way")
+
+
+def test_a_server_that_stays_away_is_told_and_the_client_can_still_leave(bob, server):
+    server.room.host.left = True  # so that nobody can come back, and nobody is told an end
+    server.listener.shutdown(socket.SHUT_RDWR)
+    server.listener.close()
+    cut_off(server)
+    bob.see("the connection is lost")
+    bob.type("kept\r")
+    bob.see("no chat answers at 127.0.0.1")
+    bob.see_prompt("bob (disconnected, Enter to rejoin)> kept")
+    bob.type("\x15/quit\r")
+    assert bob.exit_code() == 1
+    assert bob.text().endswith("the connection was lost.")
+
+
+def test_the_end_of_the_room_ends_the_client(bob, server):
+    server.stop()
+    assert bob.exit_code() == 0
+    assert "-- the room is closed" in bob.text()
+
+
+# --- a terminal that is none for us ---
+
+
+def test_a_dumb_terminal_gets_plain_lines(server, tmp_path):
+    with terminal.Terminal([*terminal.CHAT, "join", "%s:%d" % server.address, "--name", "bob"],
+                           cwd=tmp_path, env={"TERM": "dumb"}) as screen:
+        screen.see("-- bob joined")
+        screen.type("hello\n")
+        screen.see("bob: hello")
+        assert "\x1b" not in screen.written()
+        screen.type("\x04")
+        assert screen.exit_code() == 0
+
+
 def test_a_terminal_whose_output_is_piped_away_gets_plain_lines(server, eve, tmp_path):
     out = tmp_path / "out.txt"
-    screen = terminal.Terminal(["sh", "-c", '"$@" >' + str(out), "sh", *join_command(server)], cwd=tmp_path)
-    try:
+    command = [*terminal.CHAT, "join", "%s:%d" % server.address, "--name", "bob"]
+    with terminal.Terminal(["sh", "-c", f'"$@" >{out}', "sh", *command], cwd=tmp_path) as screen:
         eve.expect(ev="join", who="bob")
         screen.type("hello\n\x04")
         assert screen.exit_code() == 0
-    finally:
-        screen.close()
     assert "bob: hello\n" in out.read_text(encoding="utf-8")
     assert "\x1b" not in out.read_text(encoding="utf-8")
