@@ -2983,6 +2983,8 @@ class Client:
             trouble = self.recording.write(b"".join(lines))
             if trouble:
                 self.say_here(trouble)
+            if self.recording.gone:
+                self._end_recording()
 
     def _is_mine(self, event):
         return "ev" not in event or event.get("who") == self.view.name
