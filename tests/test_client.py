@@ -174,6 +174,55 @@ def test_a_broken_line_of_a_server_is_told_and_the_rest_is_shown():
     assert "a line of the server made no sense" in out and "eve: still here" in out and "\x1b" not in out
 
 
+# --- the link by itself ---
+
+
+class Somebody:
+    """The person at a link, who only remembers what it told."""
+
+    def __init__(self):
+        self.events, self.lost, self.states = [], [], []
+
+    def arrive(self, welcome, session):
+        self.states.append(self.link.state)
+
+    def take(self, batch):
+        self.events += [event for line, event in batch]
+
+    def lose(self, lines, error=None):
+        self.lost.append((lines, error))
+
+    def changed(self):
+        self.states.append(self.link.state)
+
+    def texts(self):
+        return [event["text"] for event in self.events if event.get("ev") == "say"]
+
+
+def test_a_link_comes_again_with_nothing_twice_and_gives_back_what_got_no_answer(server):
+    bob = Somebody()
+    bob.link = link = chat.Link(*server.address, bob)
+    link.join("bob", chat.insist)
+    link.request("one", "say", text="one")
+    helpers.wait_for(lambda: bob.texts() == ["one"], "the echo")
+    assert (link.confirm(1), link.confirm(1)) == ("one", "")
+    with server.room.baton:
+        before = server.room.n
+        link.request("two", "say", text="two")
+        helpers.wait_for(lambda: server.room.n > before, "it is said")
+        for guest in server.guests.copy():
+            guest.out.shutdown(socket.SHUT_RDWR)
+        helpers.wait_for(lambda: bob.states[-1] == "lost", "the loss")
+    assert bob.lost == [(["two"], None)]
+    helpers.wait_for(lambda: not server.room.people, "the room knows")
+    link.rejoin("bob")
+    helpers.wait_for(lambda: bob.texts() == ["one", "two"], "what was said meanwhile, and nothing again")
+    numbers = [event["n"] for event in bob.events if "ev" in event]
+    assert numbers == sorted(set(numbers))
+    link.leave()
+    assert bob.states[:3] == ["in", "lost", "in"] and link.state == "over"
+
+
 # --- recording what one sees ---
 
 
