@@ -40,6 +40,8 @@ The map:
 
 import _thread
 import argparse
+import array
+import bisect
 import collections
 import contextlib
 import datetime
@@ -114,7 +116,9 @@ WHO_PEOPLE = 100  # a `who` costs one request for each so many people that it li
 
 RECALL = 10, 60.0  # lines and seconds that are shown again from another seat
 FOLLOW_SECONDS = 0.1  # between looks at a file that grows
-INDEX_SECONDS = 1.0  # that Tab waits for the names
+INDEX_BYTES = 256 << 10  # of a recording that are looked through at a time: some milliseconds' work
+INDEX_PAUSE = 0.001  # behind each, so that keys get in between
+SEARCH_LINES = 500  # that are searched at a time, also some milliseconds' work
 TICK_SECONDS = 0.25  # between two drawings of a player's status
 SKIP_SECONDS = 5.0  # an arrow key goes so far
 SPEEDS = 0.25, 128.0  # that keys can reach
@@ -758,29 +762,162 @@ def event_of(line):
         return None
 
 
-def read_session(file, inside=False, private=False):
-    """Yield the events of a session file, from its start or from inside, and remarks on what is missing."""
-    expected, t = None, 0.0
-    for number, line in read_lines(file):
-        if number == 1 and line and line.startswith(b"\xef\xbb\xbf"):
-            line = line[3:]
-        event = event_of(line)
+# A say or me event exactly as `encode_talk` writes it, of which n and t can be believed without decoding the rest: no
+# escape by number, which might be half a character, and no number that COUNT or SECONDS might refuse. Else any line.
+_text = rb'"[^"\\\x00-\x1f]*(?:\\["\\/bfnrt][^"\\\x00-\x1f]*)*"'
+_digits = rb"(?:0|[1-9]\d{0,14})"
+_line = re.compile(rb'(\{"ev":"(?:say|me)","n":(%b),"t":((?:0|[1-9]\d{0,10})(?:\.\d{1,3})?),"who":%b,"text":%b'
+                   rb'(?:,"id":%b)?\}\r?\n|[^\n]*\n)' % (_digits, _text, _text, _digits))
+DAMAGED, MISSING = -1, -2  # instead of an offset, in the index of a file
+REPLY = -1  # instead of an n
+
+
+class Lines:
+    """A session file as an index: where each line begins, its time and its n; the rest is decoded when wanted."""
+
+    # A million lines are known in little more than a second, in 24 bytes each: nearly all are talk, of which a
+    # pattern tells all that is needed here, thousands of lines at a time. What the pattern does not know is decoded.
+    # So that there is one way to all that can be shown, what a reader has to remark on stands among the lines: for
+    # a damaged line its number in the file in place of the n, for lines that are missing their count.
+    #
+    # `moments` never fall, `times` are as they stand in the file; they are the same array until a time does fall.
+    # Nothing here is locked: threads that share a file have a lock of their own.
+
+    def __init__(self, file, growing=False, begin=0):
+        self.file, self.growing = file if file.seekable() else io.BytesIO(file.read()), growing
+        self.end = begin or 3 * (self._read(0, 3) == b"\xef\xbb\xbf")  # of what is known; 3 after an editor's mark
+        self.skipping = begin > 0  # the rest of a line that is too long, or was begun before the beginning
+        self.closed = False  # nothing more is to come
+        self.count = self.talk = 0  # lines so far, and those in which somebody says something
+        self.expected, self.jumps = None, False  # the next n, and whether it may be a higher one
+        self.offsets, self.numbers, self.moments = array.array("q"), array.array("q"), array.array("d")
+        self.times = self.moments
+
+    def __len__(self):
+        return len(self.offsets)
+
+    def _read(self, offset, size):
+        try:
+            self.file.seek(offset)
+            return self.file.read(size)
+        except OSError as error:
+            self.closed = True
+            raise ChatError(f"cannot read {getattr(self.file, 'name', '')}: {error.strerror}") from None
+
+    def is_torn(self):
+        """Whether the file ends within a line."""
+        return self.skipping or self.end < self.file.seek(0, os.SEEK_END)
+
+    def event(self, i):
+        """The event or reply in this place, or the remark."""
+        where, n = self.offsets[i], self.numbers[i]
+        if where == DAMAGED:
+            return remark(self.times[i], f"line {n} is damaged and was passed over")
+        if where == MISSING:
+            return remark(self.times[i], f"{n:,} {'line was' if n == 1 else 'lines were'} not recorded here")
+        self.file.seek(where)
+        event = event_of(self.file.readline(REPLY_BYTES))
         if not event:
-            if line is None or line.strip():
-                yield remark(t, f"{'a line' if inside else f'line {number}'} is damaged and was passed over")
-                expected = None if expected is None else expected + 1
-            continue
-        word, n, t = event.get("ev"), event.get("n"), max(t, event["t"])
-        if word == "session":
+            return remark(self.times[i], "this line is no longer in the file")
+        if event.get("ev") == "session":
             check_version(event)
-        elif not word and event.get("re") == "welcome":
-            private = True  # what a person was not given is not missing
-        if word and type(n) is int:
-            if expected is not None and n > expected and not private:
-                missing = n - expected
-                yield remark(t, f"{missing:,} {'line was' if missing == 1 else 'lines were'} not recorded here")
-            expected = n + 1
-        yield event
+        return event
+
+    def grow(self):
+        """Take in the next part of the file; returns (place, event) of what was decoded, None at the end."""
+        if self.closed:
+            return None
+        block = self._read(self.end, INDEX_BYTES)
+        if self.skipping:
+            return self._skip(block)
+        cut = block.rfind(b"\n") + 1
+        if block and not cut:
+            block = self._read(self.end, REPLY_BYTES + 1)
+            cut = block.rfind(b"\n") + 1
+            if not cut and len(block) > REPLY_BYTES:
+                self._take_line(block)
+                self.skipping = True
+                return []
+        if not cut:  # the end, or a line that somebody is still writing, or died while doing so
+            self.closed = not self.growing
+            return None
+        return self._take_block(block[:cut])
+
+    def _skip(self, block):
+        cut = block.find(b"\n") + 1
+        self.end += cut or len(block)
+        self.skipping = not cut
+        self.closed = not block and not self.growing
+        return [] if block else None
+
+    def _take_block(self, block):
+        lines, numbers, times = zip(*_line.findall(block))
+        others = [at for at, n in enumerate(numbers) if not n]
+        if not block.isascii() and not is_utf8(block.decode(errors="surrogateescape")):
+            others = range(len(lines))
+        decoded, start = [], 0
+        for at in (*others, len(lines)):
+            run = slice(start, at)
+            if not self._take_talk(lines[run], numbers[run], times[run]):
+                decoded += map(self._take_line, lines[run])
+            decoded += map(self._take_line, lines[at:at + 1])
+            start = at + 1
+        return [found for found in decoded if found]
+
+    def _take_talk(self, lines, numbers, times):
+        # All of these lines at once, unless something is not in order, which is then found line by line.
+        if self.closed or not lines:
+            return True
+        numbers, times = list(map(int, numbers)), [*self.moments[-1:], *map(float, times)]
+        if not self.jumps and numbers != list(range(numbers[0], numbers[0] + len(lines))) or times != sorted(times):
+            return False
+        if not self.jumps and numbers[0] != self.expected or max(map(len, lines)) > REPLY_BYTES:
+            return False
+        *offsets, self.end = itertools.accumulate(map(len, lines), initial=self.end)
+        times = times[-len(lines):]
+        self.offsets.extend(offsets)
+        self.numbers.extend(numbers)
+        self.moments.extend(times)
+        if self.times is not self.moments:
+            self.times.extend(times)
+        self.expected, self.count, self.talk = numbers[-1] + 1, self.count + len(lines), self.talk + len(lines)
+        return True
+
+    def _take_line(self, line):
+        if self.closed:
+            return None
+        where, self.end, self.count = self.end, self.end + len(line), self.count + 1
+        event = event_of(line) if len(line) <= REPLY_BYTES else None
+        moment = self.moments[-1] if self.moments else 0.0
+        if not event:
+            if line.strip():
+                self._append(DAMAGED, self.count, moment)
+                self.expected = None if self.expected is None else self.expected + 1
+            return None
+        word, n, t = event.get("ev"), event.get("n"), event["t"]
+        self.talk += word in ("say", "me")
+        self.closed = word == "session" and event["v"] > VERSION  # who knows what comes behind it
+        if word is None:
+            self.jumps = self.jumps or event["re"] == "welcome"  # what a person was not given is not missing
+            n = REPLY
+        elif COUNT[0](n):
+            if self.expected is not None and n > self.expected and not self.jumps:
+                self._append(MISSING, n - self.expected, max(t, moment))
+            self.expected = n + 1
+        else:  # an event of a later version; it belongs to the one before
+            n = max((self.expected or 0) - 1, 0)
+        self._append(where, n, t)
+        return len(self) - 1, event
+
+    def _append(self, offset, number, t):
+        moment = max(t, self.moments[-1]) if self.moments else t
+        if t < moment and self.times is self.moments:
+            self.times = self.moments[:]
+        self.offsets.append(offset)
+        self.numbers.append(number)
+        self.moments.append(moment)
+        if self.times is not self.moments:
+            self.times.append(t)
 
 
 # === room =========================================================================================
@@ -2889,54 +3026,213 @@ def parse_address(address):
 
 
 # === replay =======================================================================================
-# A recorded session, again: generators over its events, one behind the other. What they hand on are
-# scenes: an event with the moment at which it was seen, and the name of who saw it, (moment, viewer,
-# event). The clock is passed in, so that tests need not wait.
-
-_landmark = re.compile(rb'"(?:join|leave|nick|mark|end|welcome|tell)"')  # the lines that an index is made of
-
-
-def seen(events, seat=None, viewer=None, own=None):
-    """Yield the scenes of these events: all of them, or what the person in this seat was given."""
-    # `viewer` is the person's name by now, where the events begin in the middle, and `own` the owner's seat.
-    # A person's own recording begins with the welcome, and only its owner was given the replies in it.
-    moment, since = 0.0, -1
-    if seat:
-        moment, since, viewer = seat.t, seat.n, viewer or seat.names[0][1]
-    for event in events:
-        word, n = event.get("ev"), event.get("n")
-        if type(n) is not int:
-            n = since
-        if not word and event.get("re") == "welcome":
-            own = n + 1
-            if not seat:
-                viewer, since = event["you"], own
-        if seat and word != "session":
-            if n < seat.first if word else own != seat.n and ("re" in event or event["t"] < seat.t):
-                continue
-        if seat and word == "join" and n > since and event["who"] == viewer:
-            return  # the name was free again, so they had left, which is missing here
-        if event["t"] > moment:
-            moment = event["t"]
-        yield moment, viewer, event
-        if viewer and n > since and word in ("nick", "leave", "end"):
-            if word == "nick" and event["who"] == viewer:
-                viewer = event["name"]
-            elif seat and (word == "end" or word == "leave" and event["who"] == viewer):
-                return
+# A recorded session, again. A tape is an index of the file and of who was there; what was seen from one seat is a
+# sequence of scenes, a scene being an event with the moment at which it was seen and the name of who saw it:
+# (moment, viewer, event). Times are found by halving, so a jump costs the same in any file, and to play is to go
+# along the sequence, either through a few generators into a pipe or by a player whom keys move about in it.
+#
+# Left out on purpose: an index kept beside the file. Making it anew takes less time than to explain a stale one.
 
 
-def between(scenes, start, end=None):
-    """Yield the scenes from one moment to another, or to the end."""
-    for scene in scenes:
-        if end is not None and scene[0] > end:
-            return
-        if scene[0] >= start:
-            yield scene
+def name_at(names, i):
+    """What somebody was called at this line, by the lines since which they had each of their names."""
+    return next((name for since, name in reversed(names) if since <= i), names[0][1] if names else None)
 
 
-def cap_silence(scenes, longest, before=None):
+class Seat:
+    """One person's stay in a room, which the n of their join tells from all others."""
+
+    # What they were told is the lines from the number `first` on, up to the line `last`.
+
+    def __init__(self, i, join):
+        self.n, self.t, self.first = join["n"], join["t"], join["from"]
+        self.joined, self.last, self.left = i, None, None  # in lines, and the time of the last one
+        self.names = [(i, join["who"])]  # since which line they were called what
+
+
+class Tape:
+    """A recording: the index of its lines, who was there, whose it is, and what can be gone to."""
+
+    # All that is kept here comes of the lines that are no talk, when the index is made, so only what changes who is
+    # here takes room; and the only sum of these changes is a View. What is known goes as far as `grow` has been
+    # called: whoever plays a tape can begin before the rest is known, who asks for a seat needs all of it.
+    #
+    # A person's own recording begins with a welcome. After being lost and joining again there is another, and from
+    # there on what is for one person only is for the new seat.
+
+    def __init__(self, file, growing=False):
+        self.lines = Lines(file, growing)
+        self.view, self.seats = View(), {}  # n of the join: Seat
+        self.names, self.marks = {}, array.array("d")  # everybody who is named; when the marks were made
+        self.changes = array.array("q")  # the lines that change what there is to know of the room
+        self.session, self.session_at, self.viewer = None, -1, None  # viewer: whose own recording it is
+        self.own_names, self.own_seats = [], []  # of whoever recorded it, each since some line
+        self.tells = False  # whether something was said to them alone
+        while not self.session and len(self.lines) < OPENING_LINES and self.grow():
+            pass
+
+    def grow(self):
+        """Take in the next part of the file; whether there was any."""
+        decoded = self.lines.grow()
+        for i, event in decoded or ():
+            if event.get("ev") not in ("say", "me"):
+                self._take(i, event)
+        return decoded is not None
+
+    def grow_whole(self):
+        """Take in all that is in the file by now."""
+        while self.grow():
+            pass
+
+    def _take(self, i, event):
+        word = event.get("ev")
+        self.changes.append(i)
+        if word in ("join", "leave", "nick") or event.get("re") == "tell":
+            fields = [event.get(field) for field in ("who", "to", "name")]
+            self.names.update((name, None) for name in fields if type(name) is str)
+        if word is None:
+            self._take_reply(i, event)
+        elif word == "session" and not self.session and i < OPENING_LINES:
+            check_version(event)
+            self.session, self.session_at = event, i
+        elif word == "mark":
+            self.marks.append(event["t"])
+        elif word in EVENTS:
+            self._take_turn(i, event)
+
+    def _take_reply(self, i, event):
+        self.tells = self.tells or event["re"] == "tell"
+        if event["re"] == "welcome":
+            self.names.update(dict.fromkeys(event["people"]))
+            self.own_names.append((i, event["you"]))
+            self.own_seats.append((i, event["n"] + 1))
+            self.viewer = self.viewer or (event["you"] if not self.session else None)
+
+    def _take_turn(self, i, event):
+        # Somebody comes, goes or is renamed. The view is asked before it keeps up, since it knows the old names.
+        word = event["ev"]
+        if word == "nick":
+            self._rename(i, event)
+        for n in self.view.take(event):
+            self.seats[n].last, self.seats[n].left = i - (word == "join"), event["t"]  # before a join, unnoticed
+        if word == "join":
+            self.seats[event["n"]] = Seat(i, event)
+
+    def _rename(self, i, event):
+        # From the next line on: this one is still seen under the old name.
+        seat = self.seats.get(self.view.people.get(event["who"]))
+        if seat:
+            seat.names.append((i + 1, event["name"]))
+        if self.own_names and event["n"] > self.own_seats[-1][1] and event["who"] == self.own_names[-1][1]:
+            self.own_names.append((i + 1, event["name"]))
+
+    def is_own(self, seat, i):
+        """Whether a line for one person only, here in the file, is for the person in this seat."""
+        return next((n for since, n in reversed(self.own_seats) if since <= i), None) == seat.n
+
+    def find_seat(self, who, t=None):
+        """The seat of this number, or of this name: the first, or the last one taken up to this time."""
+        self.grow_whole()
+        seats = list(self.seats.values())
+        for seat in seats:
+            if str(seat.n) == who:
+                return seat
+        named = [seat for seat in seats for i, name in seat.names
+                 if name_key(who) in (name_key(name), name_key(clean_row(name)))]
+        if named:
+            return ([seat for seat in named if t is not None and seat.t <= t] or named[:1])[-1]
+        there = ", ".join(f"{clean_row(seat.names[0][1])} ({seat.n})" for seat in seats[:LISTED_SEATS])
+        raise ChatError(f"nobody called {clean_row(who)} is in this recording"
+                        + (f"; there are {there}{' and more' * (len(seats) > LISTED_SEATS)}" if seats else ""))
+
+    def view_at(self, t):
+        """What there was to know of the room after all that happened up to this time, as far as the tape tells."""
+        view = View(self.session)
+        for i in self.changes:
+            if self.lines.moments[i] > t:
+                break
+            view.take(self.lines.event(i))
+        return view
+
+
+class Scenes:
+    """What was seen from one seat, or by everybody together: a sequence of scenes, as long as is known by now."""
+
+    # `indices` are the lines that make up the sequence, `moments` when each came; both grow with the tape. Those
+    # in a seat came to know the history, which is what has a number from their first one on, when they joined.
+    # Remarks they are given from then on, and what is for one person only if that is them.
+
+    def __init__(self, tape, seat=None):
+        self.tape, self.seat = tape, seat
+        self.indices, self.moments = range(sys.maxsize), tape.lines.moments
+        self.names, self.done = tape.own_names, 0  # done: how many lines of the tape were looked at
+        if seat:
+            self.indices, self.moments, self.names = array.array("q"), array.array("d"), seat.names
+        self.start = seat.t if seat else self.moments[0]
+
+    def __len__(self):
+        if self.seat:
+            self._take_in()
+        return len(self.moments)
+
+    def __getitem__(self, at):
+        i = self.indices[at]
+        return self.moments[at], name_at(self.names, i), self.tape.lines.event(i)
+
+    def _take_in(self):
+        known = len(self.tape.lines) if self.seat.last is None else self.seat.last + 1
+        changes = [i for i, n in self.tape.own_seats if self.done < i < known]
+        for start, stop in zip([self.done, *changes], [*changes, known]):
+            self.indices.extend(self._find_seen(start, stop))
+        times, last = self.tape.lines.times, self.moments[-1:] or [self.start]
+        new = map(times.__getitem__, self.indices[len(self.moments):])
+        self.moments.extend(itertools.islice(itertools.accumulate(itertools.chain(last, new), max), 1, None))
+        self.done = max(known, self.done)
+
+    def _find_seen(self, start, stop):
+        lines, first, t, session_at = self.tape.lines, self.seat.first, self.seat.t, self.tape.session_at
+        offsets, numbers, own = lines.offsets, lines.numbers, self.tape.is_own(self.seat, start)
+        return (i for i in range(start, stop) if i == session_at or (
+            numbers[i] >= first if offsets[i] >= 0 <= numbers[i] else own or offsets[i] < 0 and lines.times[i] >= t))
+
+    def grow(self):
+        """Take in the next part of the tape; whether there was any that can be for this seat."""
+        return (self.seat is None or self.seat.last is None) and self.tape.grow()
+
+    def find(self, t):
+        """The place of the first scene from this moment on, or where the next would be."""
+        while not (len(self) and self.moments[-1] >= t) and self.grow():
+            pass
+        return bisect.bisect_left(self.moments, t)
+
+    def find_end(self, t=None):
+        """The place behind the last scene up to this moment, or behind all."""
+        while not (t is not None and len(self) and self.moments[-1] > t) and self.grow():
+            pass
+        return len(self) if t is None else bisect.bisect_right(self.moments, t)
+
+    def viewer(self, at):
+        """The name of who sees the scene in this place; None if it is everybody."""
+        return name_at(self.names, self.indices[max(at, 0)] if len(self) else 0)
+
+    def between(self, start=None, end=None, wait=time.sleep):
+        """Yield the scenes from one moment to another; where a file grows, `wait` for more."""
+        at = self.find(start or 0.0)
+        while True:
+            while at < len(self):
+                if end is not None and self.moments[at] > end:
+                    return
+                yield self[at]
+                at += 1
+            if not self.grow():
+                if not self.tape.lines.growing or self.seat and self.seat.last is not None:
+                    return
+                wait(FOLLOW_SECONDS)
+
+
+def cap_silence(scenes, longest):
     """Yield (seconds to wait, scene), with no silence longer than this; 0 caps nothing."""
+    before = None
     for scene in scenes:
         step = 0.0 if before is None else max(0.0, scene[0] - before)
         before = scene[0] if before is None else max(before, scene[0])
@@ -2964,259 +3260,23 @@ def rows_of(scenes, session, seat=None, times=TIMES[0]):
             yield pieces
 
 
-def replacer(names):
-    """A function that gives events with other names instead of these, in texts as well, as whole words."""
-    names = [name for name in names if re.search(r"[^\W_]", name)]  # no room lets others in
-    others = {name_key(name): f"person{number}" for number, name in enumerate(names, 1)}
-    longest = sorted(names, key=len, reverse=True)
-    choice = "|".join(f"({re.escape(name)}|{re.escape(name_key(name))})" for name in longest) or r"(?!)"
-    words = re.compile(rf"(?<![^\W_])(?:{choice})(?![^\W_])", re.IGNORECASE)
-
-    def replace(value):
-        if type(value) is dict:
-            return {replace(key): replace(inner) for key, inner in value.items()}
-        if type(value) is list:
-            return [replace(inner) for inner in value]
-        if type(value) is not str:
-            return value
-        # As it will be seen: a name can also be written with marks of their own, or invisible ones in it.
-        value = value if value.isascii() else unicodedata.normalize("NFC", clean(value))
-        return others.get(name_key(value)) or words.sub(
-            lambda found: others[name_key(longest[found.lastindex - 1])], value)
-
-    def change(event):
-        # What the program itself has put into an event that it knows is no name.
-        known = event.get("ev") in EVENTS or event.get("re") in REPLIES or "here" in event and "ev" not in event
-        kept = ("ev", "re", "here", "start", "code") if known else ()
-        return {field: value if field in kept or field == "why" and value in tuple(LEFT) else replace(value)
-                for field, value in event.items()}
-
-    return change
-
-
-class Seat:
-    """One person's stay in a room, which the n of their join tells from all others."""
-
-    def __init__(self, join):
-        self.n, self.t = join["n"], join["t"]
-        self.first = join["from"]  # the n from which on they were told
-        self.names = [(join["n"], join["who"])]  # since when they were called what
-        self.last = self.left = None  # the n and t of the last event that they were given, once they have left
-        self.said = 0
-
-    def name_at(self, n):
-        """What the person was called at this event."""
-        return [name for since, name in self.names if since <= max(n, self.n)][-1]
-
-
-class Seating:
-    """Who sits where, event by event."""
-
-    def __init__(self):
-        self.view, self.seats = View(), {}  # n of the join: Seat
-
-    def take(self, event):
-        """Keep up with one more event; returns the seat that it took, if it did."""
-        if "ev" not in event:
-            return None
-        word, renamed = event["ev"], self.at(event["who"]) if event["ev"] == "nick" else None
-        for n in self.view.take(event):
-            self.seats[n].last, self.seats[n].left = event["n"] - (word == "join"), event["t"]
-        if renamed:
-            renamed.names.append((event["n"], event["name"]))
-        if word != "join":
-            return None
-        self.seats[event["n"]] = Seat(event)
-        return self.seats[event["n"]]
-
-    def at(self, name):
-        """The seat of whoever has this name now; None if nobody has."""
-        return self.seats.get(self.view.people.get(name))
-
-    def here(self):
-        """The seats of those who are in the room now."""
-        return [self.seats[n] for n in self.view.people.values()]
-
-
-class Growing:
-    """A session file that is still written: at its end a reader waits for more, and gets no half lines."""
-
-    def __init__(self, file, wait):
-        self.file, self.wait, self.name = file, wait, getattr(file, "name", "")
-
-    def readline(self, size):
-        """The next line, once it is whole."""
-        start, line = self.file.tell(), self.file.readline(size)
-        while not line.endswith(b"\n") and len(line) < size:
-            self.wait(FOLLOW_SECONDS)
-            self.file.seek(start)
-            line = self.file.readline(size)
-        return line
-
-
-Index = collections.namedtuple("Index", "seats marks names own")
-
-
-class Tape:
-    """A session file that can be entered at any time in it, however long it is."""
-
-    # A time is found by halving, since times do not fall; who and which marks there are, by one pass over
-    # the file when somebody wants to know. Nothing is kept of the lines themselves.
-
-    def __init__(self, file):
-        self.file = file if file.seekable() else io.BytesIO(file.read())
-        self.begin = 3 if self.file.read(3) == b"\xef\xbb\xbf" else 0  # after an editor's mark
-        self.change = lambda event: event  # what is done to each event, such as replacing names
-        self.known, self.indexed = None, 0  # the index, and of how many bytes
-        self.viewer = self.session = None  # whose own recording it is
-        self.start = 0.0
-        for event in itertools.islice(self.events(), OPENING_LINES):
-            self.start = max(self.start, event["t"])
-            if event.get("re") == "welcome":
-                self.viewer = event["you"]
-            if event.get("ev") == "session":
-                self.session = event
-                return
-
-    def events(self, offset=0, wait=None):
-        """Yield the events from this byte on; `wait` is called at the end of the file, where more will come."""
-        self.file.seek(max(offset, self.begin))  # not before somebody wants the first: others read this file too
-        file = Growing(self.file, wait) if wait else self.file
-        yield from map(self.change, read_session(file, offset > self.begin, bool(self.viewer)))
-
-    def find(self, field, value):
-        """(where the event before it begins, event) of the first event whose t or n is so high, or None."""
-        # Of events with an n only: replies have none, and events that are newer may overtake them.
-        low, high, found = 0, self.file.seek(0, os.SEEK_END), None
-        while low < high:
-            middle = (low + high) // 2
-            where, event = self._event_from(middle)
-            if event and event[field] < value:
-                low = where + 1
-            else:
-                high, found = middle, event or found
-        return max(low - 1, self.begin), found
-
-    def _event_from(self, offset):
-        # The first event with an n that begins at this byte or behind it, and where it begins.
-        self.file.seek(max(offset - 1, self.begin))
-        lines = read_lines(self.file)
-        if offset > self.begin:
-            next(lines, None)  # the rest of a line
-        for number, line in lines:
-            event = event_of(line)
-            if event and "ev" in event and type(event.get("n")) is int:
-                return self.file.tell() - len(line), event
-        return self.file.tell(), None
-
-    def last(self):
-        """The last event of the file, and whether its line, the last one, is whole."""
-        size, step = self.file.seek(0, os.SEEK_END), READ_BYTES[1]
-        while True:
-            self.file.seek(max(size - step, self.begin))
-            *lines, rest = self.file.read(step).split(b"\n")
-            for line in reversed(lines if step >= size else lines[1:]):
-                event = event_of(line)
-                if event:
-                    return self.change(event), not rest
-            if step >= size or step > REPLY_BYTES:  # no line is so long
-                return None, not rest
-            step *= 8
-
-    def index(self):
-        """The seats, the marks as (t, text), all names, and the seats of the owner of this recording."""
-        size = self.file.seek(0, os.SEEK_END)
-        if not self.known or size != self.indexed:  # it may have grown
-            self.known, self.indexed = self._read_index(), size
-        return self.known
-
-    def _read_index(self):
-        seating, marks, names, own = Seating(), [], {}, []
-        self.file.seek(self.begin)
-        for number, line in read_lines(self.file):
-            event = event_of(line) if line and _landmark.search(line) else None
-            if not event:
-                continue
-            event = self.change(event)
-            names.update(dict.fromkeys([event[field] for field in ("who", "to", "name")
-                                        if type(event.get(field)) is str]))
-            seating.take(event)
-            if event.get("re") == "welcome":
-                own.append(event["n"] + 1)
-                names.update(dict.fromkeys(event["people"]))
-            elif event.get("ev") == "mark":
-                marks.append((event["t"], event["text"]))
-        return Index(list(seating.seats.values()), marks, list(names), own)
-
-    def find_seat(self, who, t=None):
-        """The seat of this number, or of this name: the first, or the last one taken up to this time."""
-        seats, wanted = self.index().seats, self.change({"who": who})["who"]  # names may have been replaced
-        for seat in seats:
-            if str(seat.n) == who:
-                return seat
-        named = [seat for seat in seats for n, name in seat.names
-                 if name_key(wanted) in (name_key(name), name_key(clean_row(name)))]
-        if named:
-            return ([seat for seat in named if t is not None and seat.t <= t] or named[:1])[-1]
-        there = ", ".join(f"{clean_row(seat.names[0][1])} ({seat.n})" for seat in seats[:LISTED_SEATS])
-        raise ChatError(f"nobody called {clean_row(who)} is in this recording"
-                        + (f"; there are {there}{' and more' * (len(seats) > LISTED_SEATS)}" if seats else ""))
-
-    def scenes(self, seat=None, t=0.0, wait=None):
-        """Yield the scenes from this time on, of all or of one seat; a seat begins with what it was told."""
-        if t <= (seat.t if seat else self.start):
-            if not seat or self.viewer:
-                return seen(self.events(0, wait), seat)
-            events = self.events(self.find("n", max(seat.first, 1))[0], wait)
-            events = itertools.dropwhile(lambda event: event == self.session, events)
-            return seen(itertools.chain([self.session], events), seat)
-        own = self.index().own if self.viewer else []
-        if len(own) > 1:  # who joins again is told what was said before then: there, times do fall
-            scenes = seen(self.events(0, wait), seat)
-        else:
-            # From the event before, so that what is missing between them is noticed.
-            where = self.find("t", t)[0]
-            event = self._event_from(where)[1]
-            n = event["n"] if event else 1 << 53
-            if seat and seat.last is not None and n > seat.last:
-                return iter(())
-            # Without `own` the index is not asked for: it takes seconds of a long file.
-            person = seat or own and next((seat for seat in self.index().seats if seat.n in own), None)
-            scenes = seen(self.events(where, wait), seat, person.name_at(n - 1) if person else self.viewer, *own)
-        return itertools.dropwhile(lambda scene: scene[0] < t, scenes)
-
-    def replace_names(self):
-        """From now on, give other names to everybody who is named in some line, even if their join is missing."""
-        names = {}
-        for event in self.events():
-            said = [event.get(field) for field in ("who", "to", "name", "you")]
-            people = event.get("people")
-            names.update((name, None) for name in said + (people if type(people) is list else [])
-                         if type(name) is str and name_key(name) not in RESERVED)
-        self.change, self.known = replacer(names), None
-        self.session = self.change(self.session)
-        self.viewer = self.viewer and self.change({"you": self.viewer})["you"]
-
-
 def shipped(name):
     """A file of the folder sessions that comes with this program, as bytes; it may lie inside a zip."""
     return __loader__.get_data(os.path.join(os.path.dirname(os.path.abspath(__file__)), "sessions", name))
 
 
 @contextlib.contextmanager
-def open_tape(path, redacted=False):
+def open_tape(path, growing=False):
     """The Tape of a session file, or of a sample that comes with this program, by its name."""
     sample = SAMPLES.get(path) if not os.path.isfile(path) else None
     with contextlib.ExitStack() as stack:
         try:
             file = stack.enter_context(io.BytesIO(shipped(sample[0])) if sample else open(path, "rb"))
-            tape = Tape(file)
+            tape = Tape(file, growing)
         except OSError as error:
             raise ChatError(f"cannot read {path}: {error.strerror}") from None
         if not tape.session:
             raise ChatError(f"{path} is not a recorded session")
-        if redacted:
-            tape.replace_names()
         yield tape
 
 
@@ -3236,217 +3296,210 @@ def parse_minutes(text):
     return int(hour) * 3600 + int(minute) * 60 + float(second)
 
 
-class Ordered(Exception):
-    """Somebody has given the player an order: what is played ends here."""
+class Tempo:
+    """The time of a player: a clock that runs as fast as it is told, and where in the session it is by that."""
+
+    def __init__(self, moment, speed, max_gap, clock):
+        self.clock, self.speed, self.max_gap = clock, speed, max_gap
+        self.paused = self.stepping = False  # stepping: what comes next is wanted now
+        self.ran, self.since = 0.0, clock()  # how far it ran up to a moment of the real clock
+        self.moment, self.reached = moment, 0.0  # a moment of the session, and when it was there
+
+    def now(self):
+        """The player's own time."""
+        return self.ran if self.paused else self.ran + (self.clock() - self.since) * self.speed
+
+    def change(self, **changes):
+        """Change the pace; it holds from now on."""
+        self.ran, self.since = self.now(), self.clock()
+        vars(self).update(changes)
+
+    def due(self, moment):
+        """When this moment of the session is to come."""
+        step = max(0.0, moment - self.moment)
+        return self.reached + (min(step, self.max_gap) if self.max_gap else step)
+
+    def reach(self, moment, when):
+        """Be at this moment of the session since then, which a step can make earlier than it was due."""
+        self.ran, self.since, self.stepping = max(self.now(), when), self.clock(), False
+        self.moment, self.reached = moment, when
 
 
 class Player:
-    """A session that plays, pauses and jumps as it is told; the player's thread prints it."""
+    """A session that plays, pauses and jumps as it is told: a position in its scenes."""
 
-    # Keys are pressed in the main thread. Those that change the pace act at once, under the lock `news`;
-    # those that jump leave an order, which the player's thread carries out, since only that thread reads
-    # the tape. Its time runs as fast as `speed` says, and not at all during a pause.
+    # Two threads meet here. Keys are pressed in the main thread and act at once, under the lock `news`: they change
+    # the pace, or where the next scene is found, and what they have to say they add to `notes`. Only the player's
+    # thread shows anything, first the notes and then the next scene, so that all comes in one order; and it shows
+    # it without the lock, since a terminal may be slow. Whoever holds the lock may read the tape.
+    #
+    # What takes long it does in small pieces, between which keys get in: knowing the rest of a long file, while
+    # its beginning is played already, and looking for a text.
 
     def __init__(self, tape, show, changed=lambda: None, seat=None, speed=1.0, max_gap=2.0, start=None, end=None,
-                 follow=False, loop=False, times=TIMES[0], clock=time.monotonic):
-        self.tape, self.show, self.changed, self.clock = tape, show, changed, clock
-        self.seat, self.speed, self.max_gap, self.end = seat, speed, max_gap, end
-        self.follow, self.loop, self.times = follow, loop, times
-        self.length = 0.0
-        self._measure()
-        self.start = self.moment = min(max(self._first(), start or 0.0), self.length)
-        self.viewer = None  # who sees what is shown
-        self.told = 0  # how many scenes of this moment have been shown
-        self.ran, self.since = 0.0, clock()  # the player's own time, up to this moment of the clock
-        self.due = self.shown = 0.0  # when the next event is to be shown, and the last one was, in that time
-        self.paused = self.stepping = self.ended = self.over = False
-        self.orders, self.searched, self.news = collections.deque(), "", threading.Condition()
+                 times=TIMES[0], clock=time.monotonic):
+        self.tape, self.show, self.changed, self.end, self.times = tape, show, changed, end, times
         self.ask = lambda question, answer: None  # how to have a line typed
+        self.news, self.notes, self.over = threading.Condition(), [], False
+        self.searched, self.places = "", None  # the text that was looked for, and where it can be still
+        self.scenes = Scenes(tape, seat)
+        self.at = self.scenes.find(start or 0.0)  # the place of the next scene
+        moment = min(max(self.scenes.start, start or 0.0), self._length())
+        self.at = self.scenes.find(moment)
+        self.tempo = Tempo(moment, speed, max_gap, clock)
 
-    def _first(self):
-        return self.seat.t if self.seat else self.tape.start
+    def _length(self):
+        # Up to which moment there is something to see, as far as is known.
+        last = self.scenes.moments[-1] if len(self.scenes) else 0.0
+        return max(self.scenes.start, last if self.end is None else min(last, self.end))
 
-    def _measure(self):
-        # Up to which moment there is something to see.
-        left = self.seat and self.seat.last
-        last = self.tape.last()[0] if left is None else self.tape.find("n", left)[1]
-        self.length = max(self._first(), last["t"] if last else 0.0)
-        if self.end is not None:
-            self.length = max(self._first(), min(self.length, self.end))
-
-    def _now(self):
-        with self.news:  # all of it from before a key or from after it
-            return self.ran if self.paused else self.ran + (self.clock() - self.since) * self.speed
+    def _next(self):
+        # The moment of the next scene; None where there is none, or none yet.
+        moment = self.scenes.moments[self.at] if self.at < len(self.scenes) else None
+        return None if moment is None or self.end is not None and moment > self.end else moment
 
     # --- the player's thread ---
 
     def run(self):
         """Play until `stop` is called."""
-        self.shown = self._now()
+        with self.news:
+            self.tempo.reach(self.tempo.moment, self.tempo.now())
         while not self.over:
-            with contextlib.suppress(Ordered):
+            with self.news:
                 try:
-                    self._play()
-                    self._rest()
+                    rows = self._turn()
                 except ChatError as error:
-                    self._note(str(error))
-                    self._rest()
-            while self.orders and not self.over:
-                try:
-                    self.orders.popleft()()
-                except ChatError as error:
-                    self._note(str(error))
-                except ValueError:
-                    if not self.over:  # else the file was closed while it was looked through
-                        raise
+                    self.places, rows = None, [self._note(str(error))]
+            if rows:
+                self.show(rows)
 
-    def _play(self):
-        self.ended, self.due = False, self.shown  # an order that came to nothing delays nothing
-        scenes = self.tape.scenes(self.seat, self.moment, self._wait_for_more if self.follow else None)
-        before, told = self.moment if self.moment > self._first() else None, self.told
-        for step, scene in cap_silence(between(scenes, self.moment, self.end), self.max_gap, before):
-            if told and scene[0] == self.moment:
-                told -= 1  # shown already, before an order came in this moment
-                continue
-            told = 0
-            self._wait(0.0 if self.follow else step)
-            self.told = self.told + 1 if scene[0] == self.moment else 1
-            self.moment, self.shown, self.length = scene[0], self._now(), max(self.length, scene[0])
-            self.viewer = scene[1]
-            for pieces in rows_of([scene], self.tape.session, self.seat, self.times):
-                self.show([pieces])
+    def _turn(self):
+        # What is to be shown now; nothing after some waiting or searching, and then it is to be asked again.
+        if self.notes:
+            rows, self.notes = self.notes, []
+            return rows
+        if self.places:
+            return self._search_on()
+        moment = self._next()
+        due = None if moment is None else self.tempo.due(moment) if not self.tape.lines.growing else 0.0
+        if due is None or not self.tempo.stepping and (self.tempo.paused or self.tempo.now() < due):
+            return self._wait(due)
+        at, self.at = self.at, self.at + 1
+        self.tempo.reach(moment, due if not self.tape.lines.growing else self.tempo.now())
+        return list(rows_of([self.scenes[at]], self.tape.session, self.scenes.seat, self.times))
 
-    def _wait(self, step):
-        # Until an event is due that comes so long after the last one, or somebody wants to see it now.
-        with self.news:
-            self.due += step
-            while not self.orders and not self.over and not self.stepping and (self.paused or self._now() < self.due):
-                rest = (self.due - self._now()) / self.speed
-                self.news.wait(TICK_SECONDS if self.paused else min(rest, TICK_SECONDS))
-                self.changed()
-            if self.orders or self.over:
-                raise Ordered
-            if self.stepping:
-                self.stepping, self.ran, self.since = False, max(self._now(), self.due), self.clock()
-
-    def _wait_for_more(self, seconds):
-        with self.news:
-            if not self.orders and not self.over:
-                self.news.wait(seconds)
-            if self.orders or self.over:
-                raise Ordered
+    def _wait(self, due):
+        if self.scenes.grow():
+            self.news.wait(INDEX_PAUSE)
+            return
+        seconds = TICK_SECONDS
+        if due is None:
+            self.tempo.stepping = False  # there is nothing to show
+            seconds = FOLLOW_SECONDS if self.tape.lines.growing else TICK_SECONDS
+        elif not self.tempo.paused:
+            seconds = min((due - self.tempo.now()) / self.tempo.speed, TICK_SECONDS)
+        self.news.wait(max(seconds, 0.0))
         self.changed()
 
-    def _rest(self):
-        # At the end: until there is something to do.
-        self.ended, self.stepping = True, False
-        self.changed()
+    def _search_on(self):
+        places = list(itertools.islice(self.places, SEARCH_LINES))
+        for at in places:
+            rows = rows_of([self.scenes[at]], self.tape.session, times="off")
+            if self.searched.casefold() in "\n".join(map(plain, rows)).casefold():
+                self._jump(self.scenes.moments[at], at)
+                self.tempo.stepping = self.tempo.paused
+                return None
+        if not places:
+            raise ChatError(f"{self.searched} is nowhere in this session")
+        return None
+
+    # --- what keys do, under the lock ---
+
+    def _do(self, function, *arguments, **options):
         with self.news:
-            while not self.orders and not self.over and not self.loop:
-                self.news.wait(TICK_SECONDS)
-            self.stepping = False  # there was nothing to show
-        if self.loop:
-            self._wait(self.max_gap or SKIP_SECONDS)
-            self._jump(self.start)
+            try:
+                function(*arguments, **options)
+            except ChatError as error:
+                self.notes.append(self._note(str(error)))
+            self.news.notify_all()
+        self.changed()
 
     def _note(self, text):
-        self.show([[("system", f"— {clean_row(text)} —")]])
+        return [("system", f"— {clean_row(text)} —")]
 
-    def _jump(self, t):
-        t = min(max(t, self._first()), self.length)
-        self._note(f"{'back' if t < self.position() else 'on'} at {minutes(t)}")
-        self.moment, self.told, self.shown, self.ended = t, 0, self._now(), False
+    def _jump(self, t, at=None):
+        place = self.scenes.find(t)
+        t = min(max(t, self.scenes.start), self._length())
+        self.notes.append(self._note(f"{'back' if t < self.position() else 'on'} at {minutes(t)}"))
+        self._go(t, min(place, self.scenes.find(t)) if at is None else at)
+
+    def _go(self, t, at):
+        self.at, self.places = at, None
+        self.tempo.reach(t, self.tempo.now())
 
     def _skip(self, seconds):
-        before, told = self.moment, self.told
-        if self.ended and seconds > 0:
-            return
-        self._jump(self.position() + seconds)
-        if seconds > 0 and self.moment == before:
-            self.told = told  # there is nothing further on, and what was shown does not come again
+        before = self.at
+        if seconds < 0 or not self._is_ended():
+            self._jump(self.position() + seconds)
+        if seconds > 0:
+            self.at = max(self.at, before)  # what was shown does not come again
 
     def _jump_to_mark(self, forward):
-        here = self.position()
-        marks = [mark for mark in self.tape.index().marks if self._first() <= mark[0] <= self.length
-                 and (mark[0] > here if forward else mark[0] < here - 1.0)]
+        self.tape.grow_whole()
+        here, first, length = self.position(), self.scenes.start, self._length()
+        marks = [t for t in self.tape.marks if first <= t <= length and (t > here if forward else t < here - 1.0)]
         if not marks:
             raise ChatError(f"there is no mark {'after' if forward else 'before'} this")
-        self._jump(marks[0 if forward else -1][0])
-        self.stepping = self.paused
+        self._jump(marks[0 if forward else -1])
+        self.tempo.stepping = self.tempo.paused
 
-    def _jump_to_text(self, text):
-        # On from here, and then from the beginning on up to here.
-        wanted, self.searched, told = text.casefold(), text, self.told
-        for start, end in ((self.moment, self.end), (self._first(), self.moment)):
-            moment, count = None, 0  # how many scenes of a moment come before this one
-            for scene in between(self.tape.scenes(self.seat, start), start, end):
-                if self.orders or self.over:
-                    return
-                moment, count = scene[0], count + 1 if scene[0] == moment else 0
-                if told:
-                    told -= 1
-                elif wanted in "\n".join(map(plain, rows_of([scene], self.tape.session, times="off"))).casefold():
-                    self._jump(moment)
-                    self.told, self.stepping = count, self.paused
-                    return
-        raise ChatError(f"{text} is nowhere in this session")
+    def _search(self, text):
+        # On from here, and then from the beginning up to here.
+        self.searched, end = text, self.scenes.find_end(self.end)
+        self.places = itertools.chain(range(self.at, end), range(self.at))
 
     def _take_seat(self, who):
         here = self.position()
-        self.seat = self.tape.find_seat(who, here) if who else None
-        self._measure()
-        self.moment, self.told, self.shown = min(max(here, self._first()), self.length), 0, self._now()
+        self.scenes = Scenes(self.tape, self.tape.find_seat(who, here) if who else None)
+        t = min(max(here, self.scenes.start), self._length())
+        self._go(t, self.scenes.find(t))
+        viewer = self.scenes.viewer(self.at - 1)
+        whose = f"{clean_row(viewer)} ({self.scenes.seat.n})" if who else "everybody"
+        self.notes.append(self._note(f"what {whose} saw, at {minutes(t)}"))
         # What had been seen by then is shown again, the last of it.
-        before = between(self.tape.scenes(self.seat, max(self._first(), self.moment - RECALL[1])), 0.0, self.moment)
-        scenes = collections.deque((scene for scene in before if scene[0] < self.moment), RECALL[0])
-        self.viewer = scenes[-1][1] if scenes else self.seat.names[0][1] if who else self.tape.viewer
-        whose = f"{clean_row(self.viewer)} ({self.seat.n})" if who else "everybody"
-        self._note(f"what {whose} saw, at {minutes(self.moment)}")
-        for pieces in rows_of(scenes, self.tape.session, times=self.times):
-            self.show([[("history", text) for style, text in pieces]])
+        recalled = range(max(self.scenes.find(t - RECALL[1]), self.at - RECALL[0]), self.at)
+        for pieces in rows_of(map(self.scenes.__getitem__, recalled), self.tape.session, times=self.times):
+            self.notes.append([("history", text) for style, text in pieces])
 
     # --- keys ---
 
-    def order(self, function, *arguments):
-        """Have the player's thread do this, as soon as it can."""
-        with self.news:
-            self.orders.append(functools.partial(function, *arguments))
-            self.news.notify_all()
-
-    def _set(self, **changes):
-        # Whatever is changed about the pace, it holds from now on.
-        with self.news:
-            self.ran, self.since = self._now(), self.clock()
-            vars(self).update(changes)
-            self.news.notify_all()
-        self.changed()
-
     def pause(self):
         """Stand still, or go on."""
-        self._set(paused=not self.paused)
+        self._do(self.tempo.change, paused=not self.tempo.paused)
 
     def step(self):
         """Show the next event now."""
-        self._set(stepping=True)
+        self._do(self.tempo.change, stepping=True)
 
     def skip(self, seconds):
         """Go so far on, or back if it is less than 0."""
-        self.order(self._skip, seconds)
+        self._do(self._skip, seconds)
 
     def to_mark(self, forward):
         """Go to the next mark or back to the one before."""
-        self.order(self._jump_to_mark, forward)
+        self._do(self._jump_to_mark, forward)
 
     def change_speed(self, factor):
         """Play so many times as fast, within limits; 0 is the speed of life."""
-        slowest, fastest = min(SPEEDS[0], self.speed), max(SPEEDS[1], self.speed)  # --speed may be beyond
-        self._set(speed=min(max(self.speed * factor, slowest), fastest) if factor else 1.0)
+        speed = self.tempo.speed
+        slowest, fastest = min(SPEEDS[0], speed), max(SPEEDS[1], speed)  # --speed may be beyond
+        self._do(self.tempo.change, speed=min(max(speed * factor, slowest), fastest) if factor else 1.0)
 
     def find(self):
         """Ask for a text, and go to where it is next; nothing means the same as before."""
         def answer(text):
             if text or self.searched:
-                self.order(self._jump_to_text, text or self.searched)
+                self._do(self._search, text or self.searched)
 
         self.ask(f"find [{self.searched}]" if self.searched else "find", answer)
 
@@ -3454,46 +3507,60 @@ class Player:
         """Ask for a time, and go there."""
         def answer(text):
             if text:
-                self.order(lambda: self._jump(parse_minutes(text)))
+                self._do(lambda: self._jump(parse_minutes(text)))
 
         self.ask("go to (such as 1:23)", answer)
 
     def change_seat(self):
         """Ask for somebody, and show what that person saw."""
-        self.order(self.tape.index)  # so that Tab knows the names
-        self.ask("as whom (nobody: all that was said)", lambda text: self.order(self._take_seat, text.strip()))
-
-    def change_loop(self):
-        """Begin again at the end, or do so no more."""
-        self._set(loop=not self.loop)
+        self._do(self.tape.grow_whole)  # so that Tab knows the names
+        self.ask(SEAT_QUESTION, lambda text: self._do(self._take_seat, text.strip()))
 
     def help(self):
         """List the keys."""
-        for keys, shown, words, run in PLAYER_KEYS:
-            self.order(self.show, [[("system", f"— {shown.ljust(12)} {words}")]])
+        self._do(self.notes.extend, [[("system", f"— {shown.ljust(12)} {words}")]
+                                     for keys, shown, words, run in PLAYER_KEYS])
 
     def stop(self):
         """Let `run` return."""
-        self._set(over=True)
+        self.over = True
+        self._do(lambda: None)
+
+    # --- what there is to see of it ---
+
+    def _is_ended(self):
+        waits = self.tape.lines.growing and (self.scenes.seat is None or self.scenes.seat.last is None)
+        return self._next() is None and not (waits and self.at >= len(self.scenes))
 
     def position(self):
         """The moment of the session at which the player is."""
-        silent = 0.0 if self.ended or self.follow else max(0.0, self._now() - self.shown)
-        return min(self.moment + silent, self.length)
+        still = self.tape.lines.growing or self._is_ended()
+        silent = 0.0 if still else max(0.0, self.tempo.now() - self.tempo.reached)
+        return min(self.tempo.moment + silent, self._length())
 
     def status(self, columns):
         """Where the player is and what it does, in one row of so many columns."""
-        state = "paused" if self.paused else "the end" if self.ended else "live" if self.follow else "playing"
-        here, length = self.position() - self._first(), self.length - self._first()
-        head = f"{state}  {minutes(self.position())} / {minutes(self.length)}  {self.speed:g}x "
-        tail = (f" as {clean_row(self.viewer)}" if self.viewer else "") + " loop" * self.loop
+        with self.news:  # all of it from before a key or from after it
+            position, first, length, ended = self.position(), self.scenes.start, self._length(), self._is_ended()
+            viewer = self.scenes.viewer(self.at - 1)
+        state = ("paused" if self.tempo.paused else "the end" if ended else
+                 "live" if self.tape.lines.growing else "playing")
+        head = f"{state}  {minutes(position)} / {minutes(length)}  {self.tempo.speed:g}x "
+        tail = f" as {clean_row(viewer)}" if viewer else ""
         head = head[:max(columns - 1, 0)]
         tail = tail[:max(columns - len(head) - 1, 0) // 2]  # wide letters in the name take twice the room
         width = max(columns - len(head) - 2 * len(tail) - 2, 0)
-        done = min(max(round(width * here / length), 0), width) if length else width
+        done = min(max(round(width * (position - first) / (length - first)), 0), width) if length > first else width
         return f"{head}{'━' * done}{'─' * (width - done)}{tail}"
 
+    def names(self, before):
+        """The names that a text may become, as Tab asks for them."""
+        with self.news:
+            names = list(map(clean_row, self.tape.names))
+        return [name for name in names if name_key(name).startswith(name_key(before))]
 
+
+SEAT_QUESTION = "as whom (nobody: all that was said)"
 # The keys of the player, with those in the same place on a Russian keyboard; what the help calls them, and
 # what they do.
 PLAYER_KEYS = (
@@ -3509,7 +3576,6 @@ PLAYER_KEYS = (
     (("/",), "/", "find a text, go there", Player.find),
     (("g", "п"), "g", "go to a time", Player.go_to),
     (("a", "ф"), "a", "see it as somebody saw it", Player.change_seat),
-    (("l", "д"), "l", "begin again at the end, or not", Player.change_loop),
     (("?",), "?", "this list", Player.help),
     (("q", "й"), "q", "quit", Player.stop),
 )
@@ -3527,11 +3593,7 @@ def play(tape, **options):
         return [("noreverse", status + " " * (columns() - len(status)) + "\n"), ("", PLAYER_BAR)]
 
     def matching(before):
-        until = time.monotonic() + INDEX_SECONDS
-        while not tape.known and time.monotonic() < until:
-            time.sleep(TICK_SECONDS / 10)  # the player's thread is looking who there is
-        names = map(clean_row, tape.known.names if tape.known else ())
-        return len(before), [name for name in names if name_key(name).startswith(name_key(before))]
+        return len(before), player.names(before) if screen.question == SEAT_QUESTION else []
 
     def changed():
         if player.over:
@@ -3565,32 +3627,26 @@ def _choose_seat(tape, who, end):
     return seat
 
 
-def replay(path, who=None, start=None, end=None, speed=1.0, max_gap=2.0, instant=False, follow=False, loop=False,
-           times=TIMES[0], redacted=False, out=None):
+def replay(path, who=None, start=None, end=None, speed=1.0, max_gap=2.0, instant=False, follow=False,
+           times=TIMES[0], out=None):
     """Show a recorded session as it happened: on a terminal with keys, else as plain lines."""
-    with open_tape(path, redacted) as tape:
+    with open_tape(path, follow) as tape:
         seat = _choose_seat(tape, who, end)
         if not (instant or out) and is_terminal(sys.stdin, sys.stdout):
-            if play(tape, seat=seat, start=start, end=end, speed=speed, max_gap=max_gap, follow=follow, loop=loop,
-                    times=times):
+            if play(tape, seat=seat, start=start, end=end, speed=speed, max_gap=max_gap, times=times):
                 return
         out = out or sys.stdout
         paint = coloured if wants_colour(out) else plain
-        first = start if start is not None else 0.0
-        while True:
-            scenes = between(tape.scenes(seat, first, time.sleep if follow else None), first, end)
-            if not (instant or follow):
-                scenes = pace(cap_silence(scenes, max_gap), speed)
-            texts = (paint(pieces) + "\n" for pieces in rows_of(scenes, tape.session, seat, times))
-            if instant and not follow:
-                out.writelines(texts)
-            for text in texts:
-                out.write(text)
-                out.flush()
+        scenes = Scenes(tape, seat).between(start, end)
+        if not (instant or follow):
+            scenes = pace(cap_silence(scenes, max_gap), speed)
+        texts = (paint(pieces) + "\n" for pieces in rows_of(scenes, tape.session, seat, times))
+        if instant and not follow:
+            out.writelines(texts)
+        for text in texts:
+            out.write(text)
             out.flush()
-            if instant or not loop:
-                return
-            list(pace([(max_gap or SKIP_SECONDS, None)], speed))  # or a file of one moment would be a flood
+        out.flush()
 
 
 # === report =======================================================================================
@@ -3613,35 +3669,39 @@ def _open_output(target):
 
 def _tell_if_private(tape):
     # What one person was told alone is theirs to hand round, but they should know that they do.
-    if tape.viewer and any(event.get("re") == "tell" for event in tape.events()):
+    if tape.viewer:
+        tape.grow_whole()
+    if tape.viewer and tape.tells:
         print("(this is somebody's own recording: what was said to them alone is in what you make of it)",
               file=sys.stderr)
 
 
-def write_transcript(tape, scenes, out, seat, max_gap):
+def write_transcript(scenes, out, start, end, max_gap):
     """Write what was to be seen, as plain text."""
-    out.writelines(plain(pieces) + "\n" for pieces in rows_of(scenes, tape.session, seat))
+    rows = rows_of(scenes.between(start, end), scenes.tape.session, scenes.seat)
+    out.writelines(plain(pieces) + "\n" for pieces in rows)
 
 
-def write_cast(tape, scenes, out, seat, max_gap):
+def write_cast(scenes, out, start, end, max_gap):
     """Write an asciicast, version 2, which players of recorded terminals understand."""
     columns, rows = PICTURE
-    start = datetime.datetime.fromisoformat(tape.session["start"])
-    out.write(_dump({"version": 2, "width": columns, "height": rows, "timestamp": int(start.timestamp()),
-                     "title": clean_row(tape.session["room"])}) + "\n")
-    due = 0.0
-    for step, scene in cap_silence(scenes, max_gap):
+    session, due = scenes.tape.session, 0.0
+    began = datetime.datetime.fromisoformat(session["start"])
+    out.write(_dump({"version": 2, "width": columns, "height": rows, "timestamp": int(began.timestamp()),
+                     "title": clean_row(session["room"])}) + "\n")
+    for step, scene in cap_silence(scenes.between(start, end), max_gap):
         due += step
-        for pieces in rows_of([scene], tape.session, seat):
+        for pieces in rows_of([scene], session, scenes.seat):
             out.write(_dump([round(due, 3), "o", coloured(pieces).replace("\n", "\r\n") + "\r\n"]) + "\n")
 
 
 _page_fields = {"ev": EVENTS, "re": REPLIES, "here": {"remark": {"t": SECONDS, "text": STRING}}}
 
 
-def write_page(tape, scenes, out, seat, max_gap):
+def write_page(scenes, out, start, end, max_gap):
     """Write the page that plays these scenes in a browser, without a network and without this program."""
-    out.writelines(page_parts((event for moment, viewer, event in scenes), tape.session["room"]))
+    events = (event for moment, viewer, event in scenes.between(start, end))
+    out.writelines(page_parts(events, scenes.tape.session["room"]))
 
 
 def page_parts(events, title):
@@ -3775,32 +3835,23 @@ def escape(text):
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
 
 
-def write_picture(tape, scenes, out, seat, max_gap=0):
+def write_picture(scenes, out, start=None, end=None, max_gap=0.0):
     """Write the picture of a window after these scenes, the server's or a person's; returns its title."""
-    columns, height = PICTURE
-    rows, name, open_still, last = collections.deque([], height - 2), tape.viewer, True, 0.0
-    for scene in scenes:
-        last, name, event = scene
-        for pieces in rows_of([scene], tape.session, seat):
-            rows.extend(cells(pieces, columns))
-        gone = event.get("ev") == "leave" and event["who"] == name and event["n"] > (seat.n if seat else 0)
-        open_still = not gone and event.get("ev") != "end"
-    rows = list(rows)  # which the following are not to push out
+    (columns, height), seat, tape = PICTURE, scenes.seat, scenes.tape
+    first, behind, rows = scenes.find(start or 0.0), scenes.find_end(end), []
+    for at in range(behind - 1, first - 1, -1):  # from the newest on, as far as there is room
+        new = [cells(pieces, columns) for pieces in rows_of([scenes[at]], tape.session, seat)]
+        rows = [*itertools.chain(*new), *rows][2 - height:]
+        if len(rows) == height - 2:
+            break
+    last, name, event = scenes[behind - 1] if behind > first else (0.0, tape.viewer, {})
     title = clean_row(name or (seat.names[0][1] if seat else tape.session["room"]))
-    if open_still:  # else the program has ended, and its input line is gone
-        bar = view_at(tape, last).bar("recorded")
+    gone = event.get("ev") == "leave" and event["who"] == name and event["n"] > (seat.n if seat else 0)
+    if not gone and event.get("ev") != "end":  # else the program has ended, and its input line is gone
         rows += cells([("text", f"{title}> " if name else "> ")], columns)
-        rows += cells([("bar", bar.ljust(columns))], columns)[:1]
+        rows += cells([("bar", tape.view_at(last).bar("recorded").ljust(columns))], columns)[:1]
     out.write(window(rows, title))
     return title
-
-
-def view_at(tape, t):
-    """What there was to know of the room after all that happened up to this time, as far as the recording tells."""
-    view = View(tape.session)
-    for event in itertools.takewhile(lambda event: event["t"] <= t, tape.events()):
-        view.take(event)
-    return view
 
 
 class Moment:
@@ -3811,73 +3862,79 @@ class Moment:
         self.until = until  # how far it may last, while people only talk, so that one sees what came of it
 
 
-def find_moments(events):
-    """The moments that a report shows: everybody talks, somebody leaves, somebody comes late, each mark."""
-    # Everybody talks when more of those in the room have said something than ever before. The newcomer is the
-    # last one who was not here before and finds a history.
-    seating, known, speakers, lasting = Seating(), set(), set(), None
-    talk, leave, join, marks = Moment("talk", 0.0), None, None, []
-    for event in events:
-        word, t = event.get("ev"), event["t"]
-        taken = seating.take(event)
-        if word in ("say", "me"):
-            speakers.add(seating.at(event["who"]))
-            talking = [seat for seat in seating.here() if seat in speakers]
-            if len(talking) > len(talk.seats):
-                talk = lasting = Moment("talk", t, talking)
-            elif lasting and t <= lasting.until:
-                lasting.t = t
-        elif word == "mark":
-            lasting = Moment("mark", t, text=event["text"])
-            marks.append(lasting)
-        elif word in ("join", "leave", "nick", "end"):
-            lasting = None
-            if word == "leave" and len(talk.seats) > 1 and not leave:
-                gone = [seat for seat in talk.seats if seat.last == event["n"]]
-                leave = lasting = Moment("leave", t, seating.here()[:1] + gone, until=t + LASTING_SECONDS)
-            elif taken and len(speakers) > 1 and event["who"] not in known:
-                join = Moment("join", t, [taken])
-            known.update(seating.view.people)
-    return [talk] * bool(talk.seats) + [moment for moment in (leave, join) if moment] + marks
-
-
 class Survey:
-    """What there is to tell of a session: who took part, how much was said, what else happened, until when."""
+    """What there is to tell of a session: how much was said by whom, what else happened, and what to show of it."""
 
-    def __init__(self, events):
-        seating, self.messages, self.server_said, self.course, self.end = Seating(), 0, 0, [], 0.0
-        for event in events:
-            word, self.end = event.get("ev"), max(self.end, event["t"])
-            seating.take(event)
-            if word in ("say", "me"):
-                self.messages += 1
-                seat = seating.at(event["who"])
-                if seat:
-                    seat.said += 1
-                else:
-                    self.server_said += 1  # by its console
-            elif word in ("join", "leave", "nick", "mark", "notice", "end"):
-                self.course.append(event)
-        self.seats = list(seating.seats.values())
+    # The moments shown are that everybody talks, that somebody leaves, that somebody comes late, and each mark.
+    # Everybody talks when more of those in the room have said something than ever before. The newcomer is the last
+    # one who was not here before and finds a history.
+
+    def __init__(self, tape):
+        tape.grow_whole()
+        self.seats, self.view, self.known = tape.seats, View(), set()  # known: the names that were here
+        self.said, self.messages, self.course, self.end = collections.Counter(), 0, [], 0.0  # said: by the n of seats
+        self.talk, self.leave, self.join, self.marks = Moment("talk", 0.0), None, None, []
+        self.lasting = None  # the moment that lasts while people only talk
+        for i in range(len(tape.lines)):
+            event = tape.lines.event(i)
+            self.end = max(self.end, event["t"])
+            if "ev" in event:
+                self.view.take(event)
+                self._count(event)
+                self._look_at(i, event)
 
     def people(self):
         """How many different people there were, as far as names tell."""
-        return len({seat.names[0][1] for seat in self.seats})
+        return len({seat.names[0][1] for seat in self.seats.values()})
+
+    def moments(self):
+        """The moments that a report shows, in the order of what they are."""
+        return [self.talk] * bool(self.talk.seats) + list(filter(None, (self.leave, self.join))) + self.marks
+
+    def _here(self):
+        return [self.seats[n] for n in self.view.people.values()]
+
+    def _count(self, event):
+        if event["ev"] in ("say", "me"):
+            self.messages += 1
+            self.said[self.view.people.get(event["who"])] += 1  # None is the server, by its console
+        elif event["ev"] in ("join", "leave", "nick", "mark", "notice", "end"):
+            self.course.append(event)
+
+    def _look_at(self, i, event):
+        word, t = event["ev"], event["t"]
+        if word in ("say", "me"):
+            talking = [seat for seat in self._here() if seat.n in self.said]
+            if len(talking) > len(self.talk.seats):
+                self.talk = self.lasting = Moment("talk", t, talking)
+            elif self.lasting and t <= self.lasting.until:
+                self.lasting.t = t
+        elif word == "mark":
+            self.lasting = Moment("mark", t, text=event["text"])
+            self.marks.append(self.lasting)
+        elif word in ("join", "leave", "nick", "end"):
+            self.lasting = None
+            if word == "leave" and len(self.talk.seats) > 1 and not self.leave:
+                gone = [seat for seat in self.talk.seats if seat.last == i]
+                self.leave = self.lasting = Moment("leave", t, self._here()[:1] + gone, until=t + LASTING_SECONDS)
+            elif word == "join" and len(self.said) > 1 and event["who"] not in self.known:
+                self.join = Moment("join", t, [self.seats[event["n"]]])
+            self.known.update(self.view.people)
 
 
-def write_report(path, folder, language="en", redacted=False):
+def write_report(path, folder, language="en"):
     """Make a folder with a report that only lacks its conclusions, and the pictures in it."""
     words, body = _report_texts(language)
     file = os.path.join(folder, "report.md")
-    with open_tape(path, redacted) as tape:
+    with open_tape(path) as tape:
         if os.path.exists(file):
             raise ChatError(f"{file} exists already, perhaps with somebody's conclusions; choose another folder")
         _tell_if_private(tape)
-        survey, pictures, numbers = Survey(tape.events()), collections.defaultdict(list), itertools.count(1)
+        survey, pictures, numbers = Survey(tape), collections.defaultdict(list), itertools.count(1)
         make_folder(file)
-        for moment in find_moments(tape.events()):
+        for moment in survey.moments():
             pictures[moment.what].append(_draw_moment(tape, folder, numbers, moment, words))
-        values = _told_all(tape.session, survey, words)
+        values = _report_values(tape.session, survey, words)
         values["recorder"] = (words["own"].format(who=markdown(tape.viewer)) if tape.viewer else words["whole"])
     for what in ("talk", "leave", "join", "mark"):
         values[what] = "\n\n".join(pictures[what])
@@ -3889,16 +3946,16 @@ def write_report(path, folder, language="en", redacted=False):
     return file
 
 
-def _told_all(session, survey, words):
+def _report_values(session, survey, words):
     # What the places in the report's text are filled with, but for the pictures.
     def time_of(t):
         return clock(session, t, "long") if t is not None else "—"
 
-    rows = [(" → ".join(markdown(name) for n, name in seat.names), time_of(seat.t), time_of(seat.left), seat.said)
-            for seat in survey.seats]
-    rows += [("server", "—", "—", survey.server_said)] * bool(survey.server_said)
+    rows = [(" → ".join(markdown(name) for i, name in seat.names), time_of(seat.t), time_of(seat.left),
+             survey.said[seat.n]) for seat in survey.seats.values()]
+    rows += [("server", "—", "—", survey.said[None])] * bool(survey.said[None])
     participants = [f"| {' | '.join(map(str, row))} |" for row in rows]
-    course = [f"- {time_of(event['t'])} {_told(event, words)}" for event in survey.course]
+    course = [f"- {time_of(event['t'])} {_event_in_words(event, words)}" for event in survey.course]
     return {"room": markdown(session["room"]), "date": session["start"][:10], "time": clock(session, 0.0),
             "length": _duration(survey.end, words), "people": str(survey.people()), "messages": str(survey.messages),
             "participants": "\n".join(participants), "course": "\n".join(course)}
@@ -3920,7 +3977,7 @@ def _duration(t, words):
     return " ".join(f"{number} {unit}" for number, unit in parts if number) or f"0 {words['seconds']}"
 
 
-def _told(event, words):
+def _event_in_words(event, words):
     # What happened, in the language of the report.
     word = event["ev"] if event["ev"] != "leave" else f"leave-{event['why']}"
     template = words.get(word, words[event["ev"]])
@@ -3936,7 +3993,7 @@ def _draw_moment(tape, folder, numbers, moment, words):
         whose = f"seat-{seat.n}" if seat else "recording" if tape.viewer else "server"
         name = f"{number:02}-{moment.what}-{whose}.svg"
         with _open_output(os.path.join(folder, name)) as out:
-            title = write_picture(tape, between(tape.scenes(seat), 0.0, moment.t), out, seat)
+            title = write_picture(Scenes(tape, seat), out, end=moment.t)
         caption = words["window"].format(who=markdown(title)) if seat or tape.viewer else words["server"]
         mark = f" — {markdown(moment.text)}" if moment.text else ""
         parts.append(f"![{caption}]({name})\n\n"
@@ -3954,24 +4011,31 @@ def list_recordings(folder):
             path = os.path.join(folder, name)
             if name.endswith(".jsonl") and os.path.isfile(path):  # a pipe would have to be waited for
                 with contextlib.suppress(OSError, ChatError), open(path, "rb") as file:
-                    found.append((*_describe_recording(Tape(file)), path))
+                    found.append((*_describe_recording(file), path))
     return [(path, label) for start, label, path in sorted(found, reverse=True) if label]
 
 
-def _describe_recording(tape):
+def _describe_recording(file):
     # When it began, for the order, and its line in a list; people and messages only where that is quick.
-    session, (last, whole) = tape.session, tape.last()
+    tape, size = Tape(file), file.seek(0, os.SEEK_END)
+    session, lines = tape.session, tape.lines
     if not session:
         return 0.0, ""
     start = datetime.datetime.fromisoformat(session["start"])
     facts = [f"{session['start'][:16].replace('T', ' ')}  {clean_row(session['room'])}"]
-    if tape.file.seek(0, os.SEEK_END) <= LISTED_BYTES:
-        survey = Survey(tape.events())
-        people, messages = survey.people(), survey.messages
+    if size <= LISTED_BYTES:
+        tape.grow_whole()
+        people = len({seat.names[0][1] for seat in tape.seats.values()})
         facts.append(f"{people} {'person' if people == 1 else 'people'}")
-        facts.append(f"{messages} {'message' if messages == 1 else 'messages'}")
-    facts.append(minutes(last["t"] if last else 0.0))
-    facts.append("torn" if not whole else "complete" if last and last.get("ev") in ("end", "leave") else "not ended")
+        facts.append(f"{lines.talk} {'message' if lines.talk == 1 else 'messages'}")
+    else:
+        lines = Lines(file, begin=size - LISTED_BYTES)
+        while lines.grow() is not None:
+            pass
+    last = next((i for i in reversed(range(len(lines))) if lines.offsets[i] >= 0), None)
+    word = None if last is None else lines.event(last).get("ev")
+    facts.append(minutes(0.0 if last is None else lines.times[last]))
+    facts.append("torn" if lines.is_torn() else "complete" if word in ("end", "leave") else "not ended")
     if tape.viewer:
         facts.append(f"as {clean_row(tape.viewer)} saw it")
     return start.timestamp(), ", ".join(facts)
@@ -3992,16 +4056,15 @@ def print_recordings(folder=None):
         print(f"{clean_row(path)}\n    {label}")
 
 
-def export(path, kind, target, who=None, start=None, end=None, max_gap=2.0, redacted=False):
+def export(path, kind, target, who=None, start=None, end=None, max_gap=2.0):
     """Write a recorded session in another form into a file, or to stdout without one."""
-    with open_tape(path, redacted) as tape:
+    with open_tape(path) as tape:
         seat = _choose_seat(tape, who, end)
         if target and os.path.exists(target) and os.path.exists(path) and os.path.samefile(target, path):
             raise ChatError(f"{target} is the recording itself; choose another name")
         _tell_if_private(tape)
-        scenes = between(tape.scenes(seat, start or 0.0), start or 0.0, end)
         with _open_output(target) as out:
-            EXPORTS[kind](tape, scenes, out, seat, max_gap)
+            EXPORTS[kind](Scenes(tape, seat), out, start, end, max_gap)
 
 
 # === menu =========================================================================================
@@ -4144,6 +4207,23 @@ def _add_command(commands, name, words, examples, run):
     return parser
 
 
+def _number_option(words, convert, fits, form=".*"):
+    # How argparse reads a number for an option; it says these words of one that does not fit.
+    def read(text):
+        with contextlib.suppress(ValueError):
+            value = convert(text)
+            if re.fullmatch(form, text) and fits(value):
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not {words}")
+
+    return read
+
+
+_count = _number_option("a whole number from 0 up", int, lambda value: True, "[0-9]{1,9}")
+_seconds = _number_option("a number of seconds", float, lambda value: 0 <= value < 1e9)
+_speed = _number_option("a speed: 2 is twice as fast", float, lambda value: 0 < value < 1e9)
+
+
 def _add_serve(commands):
     parser = _add_command(commands, "serve", "open a room on this computer", (
         "", "--lan --open", "--lan --open --room lab --log", "--log lab.jsonl --port 0"), _run_serve)
@@ -4159,12 +4239,6 @@ def _add_serve(commands):
     parser.add_argument("--rate", type=_count, default=RATE, metavar="N",
                         help=f"requests per second and person (default {RATE}; 0: no limit)")
     parser.add_argument("--max-people", type=_count, default=0, metavar="N", help="0 (the default): no limit")
-
-
-def _count(text):
-    if not re.fullmatch("[0-9]{1,9}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 up")
-    return int(text)
 
 
 def _run_serve(options):
@@ -4226,9 +4300,7 @@ def _add_replay(commands):
                         help="no silence longer than this (default 2; 0: as it was)")
     parser.add_argument("--instant", action="store_true", help="print everything at once")
     parser.add_argument("--follow", action="store_true", help="go on while the file grows")
-    parser.add_argument("--loop", action="store_true", help="begin again at the end")
     parser.add_argument("--times", choices=TIMES, default=TIMES[0], help="how the time of a line is shown")
-    parser.add_argument("--redact", action="store_true", help="other names for everybody, in texts too")
     outputs = parser.add_mutually_exclusive_group()
     for kind, words in (("html", "one page that plays it in a browser"), ("svg", "a picture of the window at the end"),
                         ("cast", "for players of recorded terminals"), ("txt", "plain text")):
@@ -4244,26 +4316,6 @@ def _moment_of(text):
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _seconds(text):
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < 1e9:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
-    return value
-
-
-def _speed(text):
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1e9:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a speed: 2 is twice as fast")
-    return value
-
-
 def _run_replay(options):
     if options.list:
         return print_recordings(options.file)
@@ -4276,22 +4328,18 @@ def _run_replay(options):
         options.parser.error("--times is for what is shown, not for what is written")
     if options.lang and not options.report:
         options.parser.error("--lang goes with --report; a page asks the browser for its language")
-    if options.redact:
-        print("(other names stand for all names, but inflected and short forms of names remain: look for them)",
-              file=sys.stderr)
     for kind in kinds:
         target = getattr(options, kind)
         if target and not target.endswith("." + kind):
             options.parser.error(f"--{kind} takes a file that ends in .{kind}")
-        return export(options.file, kind, target, options.who, options.start, options.end, options.max_gap,
-                      options.redact)
+        return export(options.file, kind, target, options.who, options.start, options.end, options.max_gap)
     if options.report:
         if options.who or options.start is not None or options.end is not None:
             options.parser.error("--report tells of the whole session, from every seat; leave out --as, --from "
                                  "and --to")
-        return print(write_report(options.file, options.report, options.lang or "en", options.redact))
+        return print(write_report(options.file, options.report, options.lang or "en"))
     return replay(options.file, options.who, options.start, options.end, options.speed, options.max_gap,
-                  options.instant, options.follow, options.loop, options.times, options.redact)
+                  options.instant, options.follow, options.times)
 
 
 def main(argv=None):

@@ -14,9 +14,8 @@ import types
 import pytest
 
 import chat
+from helpers import SESSION, read_file
 
-SESSION = {"ev": "session", "n": 0, "t": 0.0, "v": 1, "id": "s1", "start": "2026-11-20T12:00:00.000+03:00",
-           "room": "лаб"}
 HEAD = chat.encode(SESSION)
 HERE = os.path.dirname(chat.__file__)
 
@@ -308,7 +307,7 @@ def test_what_could_not_be_kept_is_a_gap_that_readers_name(begun, disk, path):
     disk.left = 1 << 30
     begun.write(say(4))
     with open(path, "rb") as file:
-        events = list(chat.read_session(file))
+        events = read_file(file)
     assert [event.get("n") for event in events] == [0, 1, None, 3, 4]
     assert events[2]["text"].startswith("1 ")
 
@@ -586,7 +585,7 @@ def test_a_server_that_goes_on_leaves_no_gap_and_nobody_behind(path):
     room.flush()
     room.recording.close()
     with open(path, "rb") as file:
-        events = list(chat.read_session(file))
+        events = read_file(file)
     assert [event["n"] for event in events] == [0, 1, 2, 3, 4]
     assert (events[3]["ev"], events[3]["who"], events[3]["why"]) == ("leave", "юля", "lost")
     assert room.session == SESSION
@@ -610,7 +609,7 @@ def test_an_empty_file_becomes_a_session(path):
 
 
 def read(*lines):
-    return list(chat.read_session(io.BytesIO(b"".join(lines))))
+    return read_file(io.BytesIO(b"".join(lines)))
 
 
 def in_short(event):
@@ -753,7 +752,7 @@ def test_a_gigantic_line_is_skipped_in_bounded_memory(path):
     tracemalloc.start()
     try:
         with open(path, "rb") as file:
-            seen = list(map(in_short, chat.read_session(file)))
+            seen = list(map(in_short, read_file(file)))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
