@@ -116,9 +116,9 @@ WHO_PEOPLE = 100  # a `who` costs one request for each so many people that it li
 
 RECALL = 10, 60.0  # lines and seconds that are shown again from another seat
 FOLLOW_SECONDS = 0.1  # between looks at a file that grows
-INDEX_BYTES = 256 << 10  # of a recording that are looked through at a time: some milliseconds' work
+INDEX_BYTES = 512 << 10  # of a recording that are looked through at a time: some milliseconds of work
 INDEX_PAUSE = 0.001  # behind each, so that keys get in between
-SEARCH_LINES = 500  # that are searched at a time, also some milliseconds' work
+SEARCH_LINES = 500  # that are searched at a time, which takes about as long
 TICK_SECONDS = 0.25  # between two drawings of a player's status
 SKIP_SECONDS = 5.0  # an arrow key goes so far
 SPEEDS = 0.25, 128.0  # that keys can reach
@@ -3031,18 +3031,25 @@ def parse_address(address):
 # (moment, viewer, event). Times are found by halving, so a jump costs the same in any file, and to play is to go
 # along the sequence, either through a few generators into a pipe or by a player whom keys move about in it.
 #
-# Left out on purpose: an index kept beside the file. Making it anew takes less time than to explain a stale one.
+# Left out on purpose: an index kept beside the file, since making it anew takes little more than a second for a
+# million lines, and a stale one would have to be noticed; and a guess at the end of a file that is not known yet.
 
 
 def name_at(names, i):
     """What somebody was called at this line, by the lines since which they had each of their names."""
-    return next((name for since, name in reversed(names) if since <= i), names[0][1] if names else None)
+    for since, name in reversed(names):
+        if since <= i:
+            return name
+    return names[0][1] if names else None
 
 
 class Seat:
     """One person's stay in a room, which the n of their join tells from all others."""
 
     # What they were told is the lines from the number `first` on, up to the line `last`.
+
+    # Nobody but the tape changes it. `left` is None for those who are still there at the end, and as long as the
+    # rest of the file is not known.
 
     def __init__(self, i, join):
         self.n, self.t, self.first = join["n"], join["t"], join["from"]
@@ -3158,9 +3165,13 @@ class Tape:
 class Scenes:
     """What was seen from one seat, or by everybody together: a sequence of scenes, as long as is known by now."""
 
-    # `indices` are the lines that make up the sequence, `moments` when each came; both grow with the tape. Those
-    # in a seat came to know the history, which is what has a number from their first one on, when they joined.
-    # Remarks they are given from then on, and what is for one person only if that is them.
+    # `indices` are the lines that make up the sequence, `moments` when each came; both grow with the tape. For
+    # everybody together they are the tape's own and take no further room. Those in a seat came to know the history,
+    # which is what has a number from their first one on, when they joined. Remarks they are given from then on, and
+    # what is for one person only if that is them.
+    #
+    # The moments of a seat are not those of the tape: in somebody's own recording the history stands behind a
+    # welcome that is later, and others had lived through it at its own time.
 
     def __init__(self, tape, seat=None):
         self.tape, self.seat = tape, seat
@@ -3190,14 +3201,23 @@ class Scenes:
         self.done = max(known, self.done)
 
     def _find_seen(self, start, stop):
+        # One expression, since a crowd's evening has a million lines; what has no n is a reply or a remark.
         lines, first, t, session_at = self.tape.lines, self.seat.first, self.seat.t, self.tape.session_at
         offsets, numbers, own = lines.offsets, lines.numbers, self.tape.is_own(self.seat, start)
         return (i for i in range(start, stop) if i == session_at or (
             numbers[i] >= first if offsets[i] >= 0 <= numbers[i] else own or offsets[i] < 0 and lines.times[i] >= t))
 
+    def is_over(self):
+        """Whether the person in this seat has left, so that nothing more can come."""
+        return self.seat is not None and self.seat.last is not None
+
+    def may_grow(self):
+        """Whether more may still come, as somebody writes it."""
+        return self.tape.lines.growing and not self.is_over()
+
     def grow(self):
         """Take in the next part of the tape; whether there was any that can be for this seat."""
-        return (self.seat is None or self.seat.last is None) and self.tape.grow()
+        return not self.is_over() and self.tape.grow()
 
     def find(self, t):
         """The place of the first scene from this moment on, or where the next would be."""
@@ -3219,13 +3239,13 @@ class Scenes:
         """Yield the scenes from one moment to another; where a file grows, `wait` for more."""
         at = self.find(start or 0.0)
         while True:
-            while at < len(self):
+            for at in range(at, len(self)):
                 if end is not None and self.moments[at] > end:
                     return
                 yield self[at]
-                at += 1
+            at = len(self)
             if not self.grow():
-                if not self.tape.lines.growing or self.seat and self.seat.last is not None:
+                if not self.may_grow():
                     return
                 wait(FOLLOW_SECONDS)
 
@@ -3299,6 +3319,9 @@ def parse_minutes(text):
 class Tempo:
     """The time of a player: a clock that runs as fast as it is told, and where in the session it is by that."""
 
+    # What was recorded at a moment comes so long after the moment before as it did then, but for long silences. It
+    # is due by the time when the one before was due, not when that was shown: what printing took is made up for.
+
     def __init__(self, moment, speed, max_gap, clock):
         self.clock, self.speed, self.max_gap = clock, speed, max_gap
         self.paused = self.stepping = False  # stepping: what comes next is wanted now
@@ -3325,6 +3348,66 @@ class Tempo:
         self.moment, self.reached = moment, when
 
 
+class Place:
+    """Where a player is in a recording: at which of the scenes, and by a time of its own at which moment."""
+
+    # In a file that grows nothing is waited for but the file: each scene is shown as soon as it is there.
+
+    def __init__(self, scenes, end, speed, max_gap, clock):
+        self.scenes, self.at, self.end = scenes, 0, end  # at: the place of the next scene
+        self.tempo, self.live = Tempo(scenes.start, speed, max_gap, clock), scenes.tape.lines.growing
+
+    def length(self):
+        """Up to which moment there is something to see, as far as is known."""
+        last = self.scenes.moments[-1] if len(self.scenes) else 0.0
+        return max(self.scenes.start, last if self.end is None else min(last, self.end))
+
+    def _next(self):
+        moment = self.scenes.moments[self.at] if self.at < len(self.scenes) else None
+        return None if moment is None or self.end is not None and moment > self.end else moment
+
+    def due(self):
+        """When the next scene is to come; None where there is none, or none yet."""
+        moment = self._next()
+        return None if moment is None else self.tempo.now() if self.live else self.tempo.due(moment)
+
+    def advance(self, due):
+        """Go on to the next scene, which was due at that time; returns its place."""
+        self.tempo.reach(self._next(), self.tempo.now() if self.live else due)
+        self.at += 1
+        return self.at - 1
+
+    def move(self, t):
+        """Be at this moment now, or as near to it as there is something to see."""
+        t = min(max(t, self.scenes.start), self.length())
+        self.at = self.scenes.find(t)
+        self.tempo.reach(t, self.tempo.now())
+
+    def is_ended(self):
+        """Whether there is nothing more to come."""
+        return self._next() is None and not (self.at >= len(self.scenes) and self.scenes.may_grow())
+
+    def moment(self):
+        """The moment of the session by now, which the time since the last scene is part of."""
+        still = self.live or self.is_ended()
+        silent = 0.0 if still else max(0.0, self.tempo.now() - self.tempo.reached)
+        return min(self.tempo.moment + silent, self.length())
+
+    def status(self, columns):
+        """All of that in one row of so many columns."""
+        moment, first, length = self.moment(), self.scenes.start, self.length()
+        viewer = self.scenes.viewer(self.at - 1)
+        state = ("paused" if self.tempo.paused else "the end" if self.is_ended() else
+                 "live" if self.live else "playing")
+        head = f"{state}  {minutes(moment)} / {minutes(length)}  {self.tempo.speed:g}x "
+        tail = f" as {clean_row(viewer)}" if viewer else ""
+        head = head[:max(columns - 1, 0)]
+        tail = tail[:max(columns - len(head) - 1, 0) // 2]  # wide letters in the name take twice the room
+        width = max(columns - len(head) - 2 * len(tail) - 2, 0)
+        done = min(max(round(width * (moment - first) / (length - first)), 0), width) if length > first else width
+        return f"{head}{'━' * done}{'─' * (width - done)}{tail}"
+
+
 class Player:
     """A session that plays, pauses and jumps as it is told: a position in its scenes."""
 
@@ -3333,173 +3416,180 @@ class Player:
     # thread shows anything, first the notes and then the next scene, so that all comes in one order; and it shows
     # it without the lock, since a terminal may be slow. Whoever holds the lock may read the tape.
     #
-    # What takes long it does in small pieces, between which keys get in: knowing the rest of a long file, while
-    # its beginning is played already, and looking for a text.
+    # What can take long is `work`, a generator that pauses now and then: to look for a text, or to go where a long
+    # file is not known yet. The key that asks for it begins it, the player's thread goes on with it, keys get in
+    # between, and those that lead elsewhere take its place. Else that thread plays, and meanwhile gets to know
+    # the rest of the file, so the first line need not wait for the last.
 
     def __init__(self, tape, show, changed=lambda: None, seat=None, speed=1.0, max_gap=2.0, start=None, end=None,
                  times=TIMES[0], clock=time.monotonic):
-        self.tape, self.show, self.changed, self.end, self.times = tape, show, changed, end, times
+        self.tape, self.show, self.changed, self.times = tape, show, changed, times
         self.ask = lambda question, answer: None  # how to have a line typed
-        self.news, self.notes, self.over = threading.Condition(), [], False
-        self.searched, self.places = "", None  # the text that was looked for, and where it can be still
-        self.scenes = Scenes(tape, seat)
-        self.at = self.scenes.find(start or 0.0)  # the place of the next scene
-        moment = min(max(self.scenes.start, start or 0.0), self._length())
-        self.at = self.scenes.find(moment)
-        self.tempo = Tempo(moment, speed, max_gap, clock)
-
-    def _length(self):
-        # Up to which moment there is something to see, as far as is known.
-        last = self.scenes.moments[-1] if len(self.scenes) else 0.0
-        return max(self.scenes.start, last if self.end is None else min(last, self.end))
-
-    def _next(self):
-        # The moment of the next scene; None where there is none, or none yet.
-        moment = self.scenes.moments[self.at] if self.at < len(self.scenes) else None
-        return None if moment is None or self.end is not None and moment > self.end else moment
+        self.news, self.notes, self.over, self.searched = threading.Condition(), [], False, ""
+        self.place = Place(Scenes(tape, seat), end, speed, max_gap, clock)
+        self.work = self._go_to(start or 0.0)
+        self._work_on()
 
     # --- the player's thread ---
 
     def run(self):
         """Play until `stop` is called."""
         with self.news:
-            self.tempo.reach(self.tempo.moment, self.tempo.now())
+            self.place.tempo.reach(self.place.tempo.moment, self.place.tempo.now())
         while not self.over:
             with self.news:
                 try:
                     rows = self._turn()
                 except ChatError as error:
-                    self.places, rows = None, [self._note(str(error))]
+                    rows = [self._note(str(error))]
             if rows:
                 self.show(rows)
 
     def _turn(self):
-        # What is to be shown now; nothing after some waiting or searching, and then it is to be asked again.
+        # What is to be shown now; nothing after some waiting or work, and then it is to be asked again.
         if self.notes:
             rows, self.notes = self.notes, []
             return rows
-        if self.places:
-            return self._search_on()
-        moment = self._next()
-        due = None if moment is None else self.tempo.due(moment) if not self.tape.lines.growing else 0.0
-        if due is None or not self.tempo.stepping and (self.tempo.paused or self.tempo.now() < due):
-            return self._wait(due)
-        at, self.at = self.at, self.at + 1
-        self.tempo.reach(moment, due if not self.tape.lines.growing else self.tempo.now())
-        return list(rows_of([self.scenes[at]], self.tape.session, self.scenes.seat, self.times))
+        place, tempo = self.place, self.place.tempo
+        due = place.due()
+        if not self.work and due is not None and (tempo.stepping or not tempo.paused and tempo.now() >= due):
+            return list(rows_of([place.scenes[place.advance(due)]], self.tape.session, place.scenes.seat, self.times))
+        self._wait(due)
+        return []
 
     def _wait(self, due):
-        if self.scenes.grow():
-            self.news.wait(INDEX_PAUSE)
-            return
-        seconds = TICK_SECONDS
+        # Until something can be due, or a key is pressed; or only as long as keys need to get in between.
+        tempo, seconds = self.place.tempo, TICK_SECONDS
+        if self.work:
+            self._work_on()
+            return self.news.wait(INDEX_PAUSE)
+        if self.place.scenes.grow():
+            return self.news.wait(INDEX_PAUSE)
         if due is None:
-            self.tempo.stepping = False  # there is nothing to show
-            seconds = FOLLOW_SECONDS if self.tape.lines.growing else TICK_SECONDS
-        elif not self.tempo.paused:
-            seconds = min((due - self.tempo.now()) / self.tempo.speed, TICK_SECONDS)
+            tempo.stepping = False  # there is nothing to show
+            seconds = FOLLOW_SECONDS if self.place.live else TICK_SECONDS
+        elif not tempo.paused:
+            seconds = min((due - tempo.now()) / tempo.speed, TICK_SECONDS)
         self.news.wait(max(seconds, 0.0))
+        return self.changed()
+
+    def _work_on(self):
+        try:
+            next(self.work)
+        except StopIteration:
+            self.work = None
+        except ChatError as error:
+            self.work = None
+            self.notes.append(self._note(str(error)))
+
+    # --- what keys have done, under the lock; generators are work ---
+
+    def _begin(self, work):
+        with self.news:
+            self.work = work
+            self._work_on()
+            self.news.notify_all()
         self.changed()
 
-    def _search_on(self):
-        places = list(itertools.islice(self.places, SEARCH_LINES))
-        for at in places:
-            rows = rows_of([self.scenes[at]], self.tape.session, times="off")
-            if self.searched.casefold() in "\n".join(map(plain, rows)).casefold():
-                self._jump(self.scenes.moments[at], at)
-                self.tempo.stepping = self.tempo.paused
-                return None
-        if not places:
-            raise ChatError(f"{self.searched} is nowhere in this session")
-        return None
-
-    # --- what keys do, under the lock ---
-
-    def _do(self, function, *arguments, **options):
+    def _change(self, **changes):
         with self.news:
-            try:
-                function(*arguments, **options)
-            except ChatError as error:
-                self.notes.append(self._note(str(error)))
+            self.place.tempo.change(**changes)
             self.news.notify_all()
         self.changed()
 
     def _note(self, text):
         return [("system", f"— {clean_row(text)} —")]
 
-    def _jump(self, t, at=None):
-        place = self.scenes.find(t)
-        t = min(max(t, self.scenes.start), self._length())
-        self.notes.append(self._note(f"{'back' if t < self.position() else 'on'} at {minutes(t)}"))
-        self._go(t, min(place, self.scenes.find(t)) if at is None else at)
+    def _know(self, t=float("inf")):
+        while self.tape.lines.moments[-1] <= t and self.tape.grow():
+            yield
 
-    def _go(self, t, at):
-        self.at, self.places = at, None
-        self.tempo.reach(t, self.tempo.now())
+    def _go_to(self, t):
+        yield from self._know(t)
+        self.place.move(t)
+
+    def _jump(self, t):
+        t = parse_minutes(t) if type(t) is str else t
+        yield from self._know(t)
+        before = self.place.moment()
+        yield from self._go_to(t)
+        t = self.place.tempo.moment
+        self.notes.append(self._note(f"{'back' if t < before else 'on'} at {minutes(t)}"))
 
     def _skip(self, seconds):
-        before = self.at
-        if seconds < 0 or not self._is_ended():
-            self._jump(self.position() + seconds)
+        before = self.place.at
+        if seconds < 0 or not self.place.is_ended():
+            yield from self._jump(self.place.moment() + seconds)
         if seconds > 0:
-            self.at = max(self.at, before)  # what was shown does not come again
+            self.place.at = max(self.place.at, before)  # what was shown does not come again
 
     def _jump_to_mark(self, forward):
-        self.tape.grow_whole()
-        here, first, length = self.position(), self.scenes.start, self._length()
+        yield from self._know()
+        here, first, length = self.place.moment(), self.place.scenes.start, self.place.length()
         marks = [t for t in self.tape.marks if first <= t <= length and (t > here if forward else t < here - 1.0)]
         if not marks:
             raise ChatError(f"there is no mark {'after' if forward else 'before'} this")
-        self._jump(marks[0 if forward else -1])
-        self.tempo.stepping = self.tempo.paused
+        yield from self._jump(marks[0 if forward else -1])
+        self.place.tempo.stepping = self.place.tempo.paused
 
-    def _search(self, text):
+    def _jump_to_text(self, text):
         # On from here, and then from the beginning up to here.
-        self.searched, end = text, self.scenes.find_end(self.end)
-        self.places = itertools.chain(range(self.at, end), range(self.at))
+        self.searched = text
+        yield from self._know()
+        here, scenes = self.place.at, self.place.scenes
+        places = itertools.chain(range(here, scenes.find_end(self.place.end)), range(here))
+        for number, at in enumerate(places, 1):
+            if number % SEARCH_LINES == 0:
+                yield
+            rows = rows_of([scenes[at]], self.tape.session, times="off")
+            if text.casefold() in "\n".join(map(plain, rows)).casefold():
+                yield from self._jump(scenes.moments[at])
+                self.place.at, self.place.tempo.stepping = at, self.place.tempo.paused
+                return
+        raise ChatError(f"{text} is nowhere in this session")
 
     def _take_seat(self, who):
-        here = self.position()
-        self.scenes = Scenes(self.tape, self.tape.find_seat(who, here) if who else None)
-        t = min(max(here, self.scenes.start), self._length())
-        self._go(t, self.scenes.find(t))
-        viewer = self.scenes.viewer(self.at - 1)
-        whose = f"{clean_row(viewer)} ({self.scenes.seat.n})" if who else "everybody"
+        yield from self._know()
+        here = self.place.moment()
+        self.place.scenes = Scenes(self.tape, self.tape.find_seat(who, here) if who else None)
+        yield from self._go_to(here)
+        viewer, t = self.place.scenes.viewer(self.place.at - 1), self.place.tempo.moment
+        whose = f"{clean_row(viewer)} ({self.place.scenes.seat.n})" if who else "everybody"
         self.notes.append(self._note(f"what {whose} saw, at {minutes(t)}"))
         # What had been seen by then is shown again, the last of it.
-        recalled = range(max(self.scenes.find(t - RECALL[1]), self.at - RECALL[0]), self.at)
-        for pieces in rows_of(map(self.scenes.__getitem__, recalled), self.tape.session, times=self.times):
+        recalled = range(max(self.place.scenes.find(t - RECALL[1]), self.place.at - RECALL[0]), self.place.at)
+        for pieces in rows_of(map(self.place.scenes.__getitem__, recalled), self.tape.session, times=self.times):
             self.notes.append([("history", text) for style, text in pieces])
 
     # --- keys ---
 
     def pause(self):
         """Stand still, or go on."""
-        self._do(self.tempo.change, paused=not self.tempo.paused)
+        self._change(paused=not self.place.tempo.paused)
 
     def step(self):
         """Show the next event now."""
-        self._do(self.tempo.change, stepping=True)
+        self._change(stepping=True)
 
     def skip(self, seconds):
         """Go so far on, or back if it is less than 0."""
-        self._do(self._skip, seconds)
+        self._begin(self._skip(seconds))
 
     def to_mark(self, forward):
         """Go to the next mark or back to the one before."""
-        self._do(self._jump_to_mark, forward)
+        self._begin(self._jump_to_mark(forward))
 
     def change_speed(self, factor):
         """Play so many times as fast, within limits; 0 is the speed of life."""
-        speed = self.tempo.speed
+        speed = self.place.tempo.speed
         slowest, fastest = min(SPEEDS[0], speed), max(SPEEDS[1], speed)  # --speed may be beyond
-        self._do(self.tempo.change, speed=min(max(speed * factor, slowest), fastest) if factor else 1.0)
+        self._change(speed=min(max(speed * factor, slowest), fastest) if factor else 1.0)
 
     def find(self):
         """Ask for a text, and go to where it is next; nothing means the same as before."""
         def answer(text):
             if text or self.searched:
-                self._do(self._search, text or self.searched)
+                self._begin(self._jump_to_text(text or self.searched))
 
         self.ask(f"find [{self.searched}]" if self.searched else "find", answer)
 
@@ -3507,51 +3597,29 @@ class Player:
         """Ask for a time, and go there."""
         def answer(text):
             if text:
-                self._do(lambda: self._jump(parse_minutes(text)))
+                self._begin(self._jump(text))
 
         self.ask("go to (such as 1:23)", answer)
 
     def change_seat(self):
         """Ask for somebody, and show what that person saw."""
-        self._do(self.tape.grow_whole)  # so that Tab knows the names
-        self.ask(SEAT_QUESTION, lambda text: self._do(self._take_seat, text.strip()))
+        self.ask(SEAT_QUESTION, lambda text: self._begin(self._take_seat(text.strip())))
 
     def help(self):
         """List the keys."""
-        self._do(self.notes.extend, [[("system", f"— {shown.ljust(12)} {words}")]
-                                     for keys, shown, words, run in PLAYER_KEYS])
+        with self.news:
+            self.notes += [[("system", f"— {shown.ljust(12)} {words}")] for keys, shown, words, run in PLAYER_KEYS]
+            self.news.notify_all()
 
     def stop(self):
         """Let `run` return."""
         self.over = True
-        self._do(lambda: None)
-
-    # --- what there is to see of it ---
-
-    def _is_ended(self):
-        waits = self.tape.lines.growing and (self.scenes.seat is None or self.scenes.seat.last is None)
-        return self._next() is None and not (waits and self.at >= len(self.scenes))
-
-    def position(self):
-        """The moment of the session at which the player is."""
-        still = self.tape.lines.growing or self._is_ended()
-        silent = 0.0 if still else max(0.0, self.tempo.now() - self.tempo.reached)
-        return min(self.tempo.moment + silent, self._length())
+        self._change()
 
     def status(self, columns):
         """Where the player is and what it does, in one row of so many columns."""
         with self.news:  # all of it from before a key or from after it
-            position, first, length, ended = self.position(), self.scenes.start, self._length(), self._is_ended()
-            viewer = self.scenes.viewer(self.at - 1)
-        state = ("paused" if self.tempo.paused else "the end" if ended else
-                 "live" if self.tape.lines.growing else "playing")
-        head = f"{state}  {minutes(position)} / {minutes(length)}  {self.tempo.speed:g}x "
-        tail = f" as {clean_row(viewer)}" if viewer else ""
-        head = head[:max(columns - 1, 0)]
-        tail = tail[:max(columns - len(head) - 1, 0) // 2]  # wide letters in the name take twice the room
-        width = max(columns - len(head) - 2 * len(tail) - 2, 0)
-        done = min(max(round(width * (position - first) / (length - first)), 0), width) if length > first else width
-        return f"{head}{'━' * done}{'─' * (width - done)}{tail}"
+            return self.place.status(columns)
 
     def names(self, before):
         """The names that a text may become, as Tab asks for them."""
@@ -3695,6 +3763,7 @@ def write_cast(scenes, out, start, end, max_gap):
             out.write(_dump([round(due, 3), "o", coloured(pieces).replace("\n", "\r\n") + "\r\n"]) + "\n")
 
 
+# What the page is given of each event: the fields that are shown, so that nothing else of a file gets out with it.
 _page_fields = {"ev": EVENTS, "re": REPLIES, "here": {"remark": {"t": SECONDS, "text": STRING}}}
 
 
@@ -3835,6 +3904,10 @@ def escape(text):
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
 
 
+# Every export is a function of the scenes, where to write, from and to which moment, and the longest silence, which
+# only a cast has. All but the picture write as they read, so that a long session takes no more memory.
+
+
 def write_picture(scenes, out, start=None, end=None, max_gap=0.0):
     """Write the picture of a window after these scenes, the server's or a person's; returns its title."""
     (columns, height), seat, tape = PICTURE, scenes.seat, scenes.tape
@@ -3854,6 +3927,10 @@ def write_picture(scenes, out, start=None, end=None, max_gap=0.0):
     return title
 
 
+# The moments of a report are found in one reading of the tape, and only then are their pictures drawn: each of these
+# needs no more than the last lines before its moment.
+
+
 class Moment:
     """A moment that a report shows: what it is, up to when, from which seats, and the text of a mark."""
 
@@ -3865,6 +3942,8 @@ class Moment:
 class Survey:
     """What there is to tell of a session: how much was said by whom, what else happened, and what to show of it."""
 
+    # One reading, line by line, with a View that keeps up: who sits where the tape knows, but not what was said.
+    #
     # The moments shown are that everybody talks, that somebody leaves, that somebody comes late, and each mark.
     # Everybody talks when more of those in the room have said something than ever before. The newcomer is the last
     # one who was not here before and finds a history.
@@ -4016,7 +4095,8 @@ def list_recordings(folder):
 
 
 def _describe_recording(file):
-    # When it began, for the order, and its line in a list; people and messages only where that is quick.
+    # When it began, for the order, and its line in a list. Of a large file only both ends are read: who took part
+    # stands everywhere in it. How it ended is told by the last line that makes sense, torn or damaged ones behind it.
     tape, size = Tape(file), file.seek(0, os.SEEK_END)
     session, lines = tape.session, tape.lines
     if not session:

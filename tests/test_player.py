@@ -151,7 +151,7 @@ def test_a_step_shows_one_event_at_a_time_within_a_moment_too():
     (1000.0, "+", 1, 1000.0), (1000.0, "-", 1, 500.0), (0.01, "-", 1, 0.01), (0.01, "+", 1, 0.02),
     (1e-300, "+", 1, 2e-300)])
 def test_the_speed_stays_within_limits_and_moves_only_as_asked(speed, key, times, becomes):
-    assert play(*[(0.0, key)] * times, until=0.5, speed=speed).player.tempo.speed == becomes
+    assert play(*[(0.0, key)] * times, until=0.5, speed=speed).player.place.tempo.speed == becomes
 
 
 @pytest.mark.parametrize("key, typed", [("PgUp", None), ("/", "nowhere"), ("g", "soon"), ("g", ""), ("/", ""),
