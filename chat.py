@@ -844,6 +844,7 @@ class Lines:
         return self._take_block(block[:cut])
 
     def _skip(self, block):
+        # Nothing is kept of a line that is far too long, so that it takes no memory however long it is.
         cut = block.find(b"\n") + 1
         self.end += cut or len(block)
         self.skipping = not cut
@@ -855,7 +856,7 @@ class Lines:
         others = [at for at, n in enumerate(numbers) if not n]
         if not block.isascii() and not is_utf8(block.decode(errors="surrogateescape")):
             others = range(len(lines))
-        decoded, start = [], 0
+        decoded, start = [], 0  # at `start` begins a run of talk, which ends where another line is
         for at in (*others, len(lines)):
             run = slice(start, at)
             if not self._take_talk(lines[run], numbers[run], times[run]):
@@ -863,6 +864,9 @@ class Lines:
             decoded += map(self._take_line, lines[at:at + 1])
             start = at + 1
         return [found for found in decoded if found]
+
+    # The two ways into the index: many lines that are known by the pattern, or one that is decoded. Both keep to the
+    # same order of things: first what is to be remarked before a line, then the line.
 
     def _take_talk(self, lines, numbers, times):
         # All of these lines at once, unless something is not in order, which is then found line by line.
@@ -887,12 +891,13 @@ class Lines:
         if self.closed:
             return None
         where, self.end, self.count = self.end, self.end + len(line), self.count + 1
+        if not line.strip():
+            return None
         event = event_of(line) if len(line) <= REPLY_BYTES else None
         moment = self.moments[-1] if self.moments else 0.0
         if not event:
-            if line.strip():
-                self._append(DAMAGED, self.count, moment)
-                self.expected = None if self.expected is None else self.expected + 1
+            self._append(DAMAGED, self.count, moment)
+            self.expected = None if self.expected is None else self.expected + 1
             return None
         word, n, t = event.get("ev"), event.get("n"), event["t"]
         self.talk += word in ("say", "me")
@@ -910,6 +915,7 @@ class Lines:
         return len(self) - 1, event
 
     def _append(self, offset, number, t):
+        # Only from the first time that falls on, which in a server's file none does, are there two arrays of times.
         moment = max(t, self.moments[-1]) if self.moments else t
         if t < moment and self.times is self.moments:
             self.times = self.moments[:]
@@ -3775,8 +3781,8 @@ def write_page(scenes, out, start, end, max_gap):
 
 def page_parts(events, title):
     """Yield the text of the page that plays these events, part by part."""
-    # Its security policy names the page's own script and style by their hashes: whatever somebody said, a
-    # browser runs nothing else.
+    # It is one file of text, with the lines where a browser finds but does not run them. Its security policy names
+    # the page's own script and style by their hashes: whatever somebody said, a browser runs nothing else.
     page = shipped("player.html").decode().replace("\r\n", "\n")  # as a browser reads it, too
     head, tail = page.split("%EVENTS%")
     for tag in ("script", "style"):
@@ -4003,6 +4009,7 @@ class Survey:
 
 def write_report(path, folder, language="en"):
     """Make a folder with a report that only lacks its conclusions, and the pictures in it."""
+    # The report itself is written last: if anything fails before, the same command can be given again.
     words, body = _report_texts(language)
     file = os.path.join(folder, "report.md")
     with open_tape(path) as tape:
@@ -4048,10 +4055,12 @@ def _report_texts(language):
 
 def markdown(text):
     """The text made harmless in one row of Markdown."""
+    # Markdown lets HTML through, so that is escaped first; then what Markdown itself would obey.
     return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", escape(clean_row(text)))
 
 
 def _duration(t, words):
+    # In whole units, without those of which there are none.
     parts = zip((int(t) // 3600, int(t) // 60 % 60, int(t) % 60), (words["hours"], words["minutes"], words["seconds"]))
     return " ".join(f"{number} {unit}" for number, unit in parts if number) or f"0 {words['seconds']}"
 
@@ -4084,6 +4093,7 @@ def _draw_moment(tape, folder, numbers, moment, words):
 
 def list_recordings(folder):
     """The recordings in a folder, newest first, as (path, what is known of it)."""
+    # Other files may lie there too: what cannot be read, or is no session, is passed over without a word.
     found = []
     with contextlib.suppress(OSError):
         for name in os.listdir(folder):
@@ -4121,6 +4131,7 @@ def _describe_recording(file):
     return start.timestamp(), ", ".join(facts)
 
 
+# By the ending of their files, which is also the name of the option.
 EXPORTS = {"txt": write_transcript, "cast": write_cast, "svg": write_picture, "html": write_page}
 
 
@@ -4138,6 +4149,7 @@ def print_recordings(folder=None):
 
 def export(path, kind, target, who=None, start=None, end=None, max_gap=2.0):
     """Write a recorded session in another form into a file, or to stdout without one."""
+    # All that may be wrong with the question is found before the file is opened, which empties it.
     with open_tape(path) as tape:
         seat = _choose_seat(tape, who, end)
         if target and os.path.exists(target) and os.path.exists(path) and os.path.samefile(target, path):
