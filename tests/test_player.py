@@ -205,8 +205,10 @@ def test_a_remark_within_the_moment_does_not_hide_what_comes_next():
     assert [text for text in evening.texts if len(text) < 9] == "room joined a b c here d N e closed".split()
 
 
+@pytest.mark.parametrize("size", [64, 512 << 10], ids=["not known yet", "known"])
 @pytest.mark.parametrize("seed", range(20))
-def test_whatever_is_pressed_each_stretch_is_shown_whole_and_once(seed):
+def test_whatever_is_pressed_each_stretch_is_shown_whole_and_once(seed, size, monkeypatch):
+    monkeypatch.setattr(chat, "INDEX_BYTES", size)
     chance, presses, when = random.Random(seed), [], 0.0
     for _ in range(30):
         when += chance.choice([0, 0.1, 0.5, 3, 7])
