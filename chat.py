@@ -43,6 +43,8 @@ The map:
 
 import _thread
 import argparse
+import array
+import bisect
 import collections
 import contextlib
 import datetime
@@ -120,7 +122,9 @@ WHO_PEOPLE = 100  # a `who` costs one request for each so many people that it li
 
 RECALL = 10, 60.0  # lines and seconds that are shown again from another seat
 FOLLOW_SECONDS = 0.1  # between looks at a file that grows
-INDEX_SECONDS = 1.0  # that Tab waits for the names
+INDEX_BYTES = 256 << 10  # of a recording that are looked through at a time: a few milliseconds of work
+PAUSE_SECONDS = 0.001  # behind each, so that keys get in between
+SEARCH_LINES = 500  # that are searched at a time, which takes about as long
 TICK_SECONDS = 0.25  # between two drawings of a player's status
 SKIP_SECONDS = 5.0  # an arrow key goes so far
 SPEEDS = 0.25, 128.0  # that keys can reach
@@ -731,26 +735,6 @@ class Recording:
         os.close(self.descriptor)
 
 
-def read_lines(file):
-    """Yield (number, line) of a session file; the line is None where it was far too long to be one."""
-    number, skipping = 0, False
-    try:
-        for line in iter(functools.partial(file.readline, REPLY_BYTES), b""):
-            whole = line.endswith(b"\n")
-            if not skipping:
-                number += 1
-            if not whole and len(line) == REPLY_BYTES:
-                if not skipping:
-                    yield number, None
-                skipping = True
-            elif skipping:
-                skipping = not whole
-            elif whole:  # else it is torn: somebody is still writing it, or died while doing so
-                yield number, line
-    except OSError as error:
-        raise ChatError(f"cannot read {file.name}: {error.strerror}") from None
-
-
 def remark(t, text):
     """A line that is in no file: what a reader has to say about it."""
     return {"here": "remark", "t": t, "text": text}
@@ -764,29 +748,96 @@ def event_of(line):
         return None
 
 
-def read_session(file, inside=False, private=False):
-    """Yield the events of a session file, from its start or from inside, and remarks on what is missing."""
-    expected, t = None, 0.0
-    for number, line in read_lines(file):
-        if number == 1 and line and line.startswith(b"\xef\xbb\xbf"):
-            line = line[3:]
+# How `encode_talk` begins a line, with its n and t; or any other line.
+_talk_or_other = re.compile(rb'(?:\{"ev":"(?:say|me)","n":(\d{1,15}),"t":(\d{1,10}(?:\.\d{1,3})?),"who":"[^\n]*|[^\n]*)\n')
+
+
+class Lines:
+    """A session file as an index: where each line begins, its n and its moment; the rest is read when it is wanted."""
+
+    # A million lines are known within a second or so, in 24 bytes each: nearly all are talk, whose beginning a
+    # pattern takes apart; whatever else there is is decoded. A line that bears no n of its own, such as a reply, is
+    # given that of the line before. The moment of a line is its time, or an earlier line's if that is later: what
+    # people see comes one after the other, so moments never fall, and any is found by halving.
+    #
+    # Whole lines only: what is torn at the end is left alone, and looked at again when `grow` is called again, since
+    # somebody may still be writing it.
+
+    def __init__(self, file, begin=0):
+        self.file = file if file.seekable() else io.BytesIO(file.read())
+        self.end = begin or 3 * (self._read(0, 3) == b"\xef\xbb\xbf")  # of what is known; 3 after an editor's mark
+        self.offsets, self.numbers, self.moments = array.array("q"), array.array("q"), array.array("d")
+        self.private = sys.maxsize  # from which line on it is what one person was given, where numbers may jump
+
+    def __len__(self):
+        return len(self.offsets)
+
+    def _read(self, offset, size, how="read"):
+        try:
+            self.file.seek(offset)
+            return getattr(self.file, how)(size)
+        except OSError as error:
+            raise ChatError(f"cannot read {self.file.name}: {error.strerror}") from None
+
+    def grow(self):
+        """Take in the next stretch of lines; returns the (place, event) of those that are no talk, None at the end."""
+        block, others = self._read(self.end, INDEX_BYTES), []
+        cut = block.rfind(b"\n") + 1
+        if not cut and len(block) == INDEX_BYTES:
+            block = self._read(self.end, REPLY_BYTES, "readline")
+            cut = len(block) if block.endswith(b"\n") else 0
+            if not cut and len(block) == REPLY_BYTES:
+                return self._pass_over()
+        for match in _talk_or_other.finditer(block, 0, cut):
+            number, t = match.groups()
+            if number:
+                self._append(match.start(), int(number), float(t))
+            else:
+                others += self._take_other(match)
+        self.end += cut
+        return others if cut else None
+
+    def _pass_over(self):
+        # A line that is far too long to be one, and never in memory as a whole.
+        end, piece = self.end, b"..."
+        while piece and not piece.endswith(b"\n"):
+            piece = self._read(end, INDEX_BYTES, "readline")
+            end += len(piece)
+        if not piece:
+            return None
+        self._append(0, self.numbers[-1] + 1 if self.numbers else -1, 0.0)
+        self.end = end
+        return []
+
+    def _take_other(self, match):
+        line, n = match.group(), self.numbers[-1] if self.numbers else -1
         event = event_of(line)
         if not event:
-            if line is None or line.strip():
-                yield remark(t, f"{'a line' if inside else f'line {number}'} is damaged and was passed over")
-                expected = None if expected is None else expected + 1
-            continue
-        word, n, t = event.get("ev"), event.get("n"), max(t, event["t"])
-        if word == "session":
+            self._append(match.start(), n + (n >= 0 and line.strip() != b""), 0.0)
+            return []
+        if event.get("re") == "welcome":
+            self.private = min(self.private, len(self))
+        self._append(match.start(), event["n"] if "ev" in event and COUNT.fits(event.get("n")) else n, event["t"])
+        return [(len(self) - 1, event)]
+
+    def _append(self, start, n, t):
+        self.offsets.append(self.end + start)
+        self.numbers.append(n)
+        self.moments.append(max(t, self.moments[-1]) if self.moments else t)
+
+    def read(self, i):
+        """What stands in this line: one event or reply, or none; and what there is to remark on, before it."""
+        line = self._read(self.offsets[i], REPLY_BYTES, "readline")
+        event, t = event_of(line) if line.endswith(b"\n") else None, self.moments[i]
+        if not event:
+            return [remark(t, f"line {i + 1} is damaged and was passed over")] if line.strip() else []
+        if event.get("ev") == "session":
             check_version(event)
-        elif not word and event.get("re") == "welcome":
-            private = True  # what a person was not given is not missing
-        if word and type(n) is int:
-            if expected is not None and n > expected and not private:
-                missing = n - expected
-                yield remark(t, f"{missing:,} {'line was' if missing == 1 else 'lines were'} not recorded here")
-            expected = n + 1
-        yield event
+        before = self.numbers[i - 1] if i else -1
+        missing = self.numbers[i] - before - 1 if before >= 0 and i < self.private else 0
+        if missing <= 0:
+            return [event]
+        return [remark(t, f"{missing:,} {'line was' if missing == 1 else 'lines were'} not recorded here"), event]
 
 
 # === log ==========================================================================================
@@ -2353,31 +2404,24 @@ def new_recording(path, head):
 
 
 def recover(path):
-    """What a server needs to go on in its own session file: its session, last event, people, end, size."""
-    # The whole file is read once, which also finds who was in the room when a server died. Its end, for
+    """What a server needs to go on in its own session file: its session, n and t, people, end, size."""
+    # The whole file is looked through once, which also finds who was in the room when a server died. Its end, for
     # the history of newcomers, is whole events only.
-    session, last, size, view = None, None, 0, View()
-    tail, tail_size = collections.deque(), 0
+    session, view = None, View()
     with open(path, "rb") as file:
-        for number, line in read_lines(file):
-            size, event = file.tell(), event_of(line)
-            if number == 1:
-                session = event if event and event.get("ev") == "session" else None
+        lines = Lines(file)
+        for i, event in itertools.chain.from_iterable(iter(lines.grow, None)):
+            session = event if i == 0 and event.get("ev") == "session" else session
             if not session:
                 break
-            check_version(session)
-            if not event or "ev" not in event or type(event.get("n")) is not int:
-                continue
-            last = event
             view.take(event)
-            if number > 1:
-                tail.append(line)
-                tail_size += len(line)
-            while tail_size > HISTORY_BYTES:
-                tail_size -= len(tail.popleft())
-    if not session:
-        raise ChatError(f"{path} is not a session that a server recorded; choose another name")
-    return session, last, view.people, b"".join(tail), size
+        if not session:
+            raise ChatError(f"{path} is not a session that a server recorded; choose another name")
+        check_version(session)
+        first = max(1, bisect.bisect_left(lines.offsets, lines.end - HISTORY_BYTES))
+        file.seek(lines.offsets[first] if first < len(lines) else lines.end)
+        tail = [line for line in file if event_of(line) and b'"ev"' in line]
+    return session, lines.numbers[-1], lines.moments[-1], view.people, b"".join(tail), lines.end
 
 
 def open_room(name, log, history, max_people):
@@ -2389,10 +2433,10 @@ def open_room(name, log, history, max_people):
         room.fanout.recording = new_recording(log, room.log.session_line)
         return room
     try:
-        session, last, people, tail, size = recover(log)
+        session, n, t, people, tail, size = recover(log)
     except OSError as error:
         raise ChatError(f"cannot read {log}: {error.strerror}") from None
-    room.log.resume(session, last["n"], last["t"], tail)
+    room.log.resume(session, n, t, tail)
     room.fanout.recording = Recording(log, room.log.session_line, size)
     for who in people:  # the server died with them inside
         room.ask(room.host, {"do": "gone", "who": who})
@@ -3187,54 +3231,175 @@ def join(address="", name=None, log=None, times=TIMES[0]):
 
 
 # === replay =======================================================================================
-# A recorded session, again: generators over its events, one behind the other. What they hand on are
-# scenes: an event with the moment at which it was seen, and the name of who saw it, (moment, viewer,
-# event). The clock is passed in, so that tests need not wait.
-
-_landmark = re.compile(rb'"(?:join|leave|nick|mark|end|welcome|tell)"')  # the lines that an index is made of
-
-
-def seen(events, seat=None, viewer=None, own=None):
-    """Yield the scenes of these events: all of them, or what the person in this seat was given."""
-    # `viewer` is the person's name by now, where the events begin in the middle, and `own` the owner's seat.
-    # A person's own recording begins with the welcome, and only its owner was given the replies in it.
-    moment, since = 0.0, -1
-    if seat:
-        moment, since, viewer = seat.t, seat.n, viewer or seat.names[0][1]
-    for event in events:
-        word, n = event.get("ev"), event.get("n")
-        if type(n) is not int:
-            n = since
-        if not word and event.get("re") == "welcome":
-            own = n + 1
-            if not seat:
-                viewer, since = event["you"], own
-        if seat and word != "session":
-            if n < seat.first if word else own != seat.n and ("re" in event or event["t"] < seat.t):
-                continue
-        if seat and word == "join" and n > since and event["who"] == viewer:
-            return  # the name was free again, so they had left, which is missing here
-        if event["t"] > moment:
-            moment = event["t"]
-        yield moment, viewer, event
-        if viewer and n > since and word in ("nick", "leave", "end"):
-            if word == "nick" and event["who"] == viewer:
-                viewer = event["name"]
-            elif seat and (word == "end" or word == "leave" and event["who"] == viewer):
-                return
+# A recorded session, again. A tape is an index of its file, and who sat where; the player is a position in
+# it, and so is whatever writes a recording out in another form. What they come upon are scenes: an event
+# with the moment at which it was seen and the name of who saw it, (moment, viewer, event). The page that
+# plays a session in a browser is made in the same way, of parts with the same names.
+#
+# Left out on purpose: an index kept beside the file. To make it anew takes less time than to explain a
+# stale one.
 
 
-def between(scenes, start, end=None):
-    """Yield the scenes from one moment to another, or to the end."""
-    for scene in scenes:
-        if end is not None and scene[0] > end:
-            return
-        if scene[0] >= start:
-            yield scene
+def name_at(names, i):
+    """What somebody was called at this line, by the lines since which they had each of their names."""
+    return next((name for since, name in reversed(names) if since <= i), names[0][1] if names else None)
 
 
-def cap_silence(scenes, longest, before=None):
+class Seat:
+    """One person's stay in a room, which the n of their join tells from all others."""
+
+    def __init__(self, i, join):
+        self.n, self.t, self.first = join["n"], join["t"], join["from"]  # first: the n from which on they were told
+        self.joined, self.last, self.left = i, None, None  # in lines; and when they left
+        self.names = [(i, join["who"])]  # since which line they were called what
+
+
+class Tape:
+    """A recording: the index of its lines, who sat where, and what can be gone to."""
+
+    # What is known goes as far as `grow` has been called: whoever plays a tape can begin before the rest is
+    # known, and to follow a file that is still written is to call it again and again. A seat's part of the tape
+    # is a stretch of lines: in a server's file, where numbers rise by one, from the first that they were told to
+    # their leave; in somebody's own, from the beginning, and it is asked of each line whether it was for them.
+    #
+    # Somebody's own recording begins with a welcome. If they lost the connection and came again there is another
+    # one, and from there on what is for one person only is for the new seat.
+
+    def __init__(self, file):
+        self.lines, self.view = Lines(file), View()
+        self.seats, self.names = {}, {}  # by the n of the join; all who are named anywhere, for Tab
+        self.marks = []  # their moments
+        self.others = array.array("q")  # the lines that are no talk
+        self.session, self.session_at, self.viewer = None, 0, None  # viewer: whose own recording it is
+        self.own_names, self.own_seats = [], []  # theirs, each since some line
+        while not self.session and len(self.lines) < OPENING_LINES and self.grow():
+            pass
+
+    def grow(self):
+        """Take in some more of the file; whether there was more."""
+        others = self.lines.grow()
+        for i, event in others or ():
+            self.others.append(i)
+            self._take(i, event)
+        return others is not None
+
+    def grow_whole(self):
+        """Take in all that is in the file by now."""
+        while self.grow():
+            pass
+
+    def _take(self, i, event):
+        word, reply = event.get("ev"), event.get("re")
+        if word in ("join", "leave", "nick") or reply == "tell":
+            self.names.update((event[field], None) for field in ("who", "to", "name") if type(event.get(field)) is str)
+        if reply == "welcome":
+            self.names.update(dict.fromkeys(event["people"]))
+            self.viewer = self.viewer or (None if self.session else event["you"])
+            self.own_names.append((i, event["you"]))
+            self.own_seats.append((i, event["n"] + 1))
+        elif word == "session" and not self.session and i < OPENING_LINES:
+            check_version(event)
+            self.session, self.session_at = event, i
+        elif word == "mark":
+            self.marks.append(self.lines.moments[i])
+        elif word in ("join", "leave", "nick", "end"):
+            self._move(i, event, word)
+
+    def _move(self, i, event, word):
+        # Somebody sits down, gets up or is renamed. The new name holds from the next line on.
+        if word == "nick":
+            if event["who"] in self.view.people:
+                self.seats[self.view.people[event["who"]]].names.append((i + 1, event["name"]))
+            if self.own_names and event["who"] == self.own_names[-1][1] and event["n"] > self.own_seats[-1][1]:
+                self.own_names.append((i + 1, event["name"]))
+        for n in self.view.take(event):
+            self.seats[n].last, self.seats[n].left = i - (word == "join"), event["t"]  # before a join, unnoticed
+        if word == "join":
+            self.seats[event["n"]] = Seat(i, event)
+
+    def find_seat(self, who, t=None):
+        """The seat of this number, or of this name: the first, or the last one taken up to this time."""
+        self.grow_whole()
+        seats = list(self.seats.values())
+        named = [seat for seat in seats if str(seat.n) == who] or [
+            seat for seat in seats for i, name in seat.names
+            if name_key(who) in (name_key(name), name_key(clean_row(name)))]
+        if named:
+            return ([seat for seat in named if t is not None and seat.t <= t] or named[:1])[-1]
+        there = ", ".join(f"{clean_row(seat.names[0][1])} ({seat.n})" for seat in seats[:LISTED_SEATS])
+        raise ChatError(f"nobody called {clean_row(who)} is in this recording"
+                        + (f"; there are {there}{' and more' * (len(seats) > LISTED_SEATS)}" if seats else ""))
+
+    # --- what was seen: of everybody together, or from one seat ---
+
+    def start(self, seat=None):
+        """The moment at which there is something to be seen."""
+        return seat.t if seat else self.lines.moments[self.session_at]
+
+    def stop(self, seat=None):
+        """The line behind the last one, as far as is known."""
+        return len(self.lines) if not seat or seat.last is None else seat.last + 1
+
+    def moment(self, i, seat=None):
+        """When a line was seen; all history comes at the moment of joining."""
+        return max(self.lines.moments[i], seat.t) if seat else self.lines.moments[i]
+
+    def find(self, t, seat=None):
+        """The first line that was seen at this moment or later."""
+        while t > self.lines.moments[-1] and self.grow():
+            pass
+        if t <= self.start(seat):
+            return self.session_at if seat and not self.viewer else 0
+        return max(bisect.bisect_left(self.lines.moments, t), self._first(seat))
+
+    def _first(self, seat):
+        return bisect.bisect_left(self.lines.numbers, max(seat.first, 1)) if seat and not self.viewer else 0
+
+    def following(self, i, seat=None):
+        """The line that was seen after this one: after the session, the history."""
+        return max(i + 1, self._first(seat)) if i == self.session_at else i + 1
+
+    def scenes(self, i, seat=None):
+        """Yield the scenes of a line, mostly one."""
+        names = seat.names if seat else self.own_names
+        for event in self.lines.read(i):
+            if not seat or i == self.session_at or self._is_for(seat, i, event):
+                yield self.moment(i, seat), name_at(names, i), event
+
+    def _is_for(self, seat, i, event):
+        if "ev" in event:
+            return self.lines.numbers[i] >= seat.first
+        if "re" in event:  # for the one who recorded it, as whom they were there by then
+            return next((n for since, n in reversed(self.own_seats) if since <= i), None) == seat.n
+        return i >= seat.joined  # a remark
+
+    def between(self, seat=None, start=0.0, end=float("inf"), wait=None):
+        """Yield the scenes from one moment to another; with `wait`, what is still being written as well."""
+        i = self.find(start, seat)
+        while True:
+            while i < self.stop(seat):
+                if self.moment(i, seat) > end:
+                    return
+                yield from self.scenes(i, seat)
+                i = self.following(i, seat)
+            if not self.grow():
+                if not wait or seat and seat.last is not None:
+                    return
+                wait(FOLLOW_SECONDS)
+
+    def view_at(self, t):
+        """What there was to know of the room after all that happened up to this time, as far as the tape tells."""
+        view = View(self.session)
+        known = bisect.bisect_right(self.lines.moments, t)
+        for i in itertools.takewhile(lambda i: i < known, self.others):
+            for event in self.lines.read(i):
+                view.take(event)
+        return view
+
+
+def cap_silence(scenes, longest):
     """Yield (seconds to wait, scene), with no silence longer than this; 0 caps nothing."""
+    before = None
     for scene in scenes:
         step = 0.0 if before is None else max(0.0, scene[0] - before)
         before = scene[0] if before is None else max(before, scene[0])
@@ -3262,247 +3427,13 @@ def rows_of(scenes, session, seat=None, times=TIMES[0]):
             yield pieces
 
 
-def replacer(names):
-    """A function that gives events with other names instead of these, in texts as well, as whole words."""
-    names = [name for name in names if re.search(r"[^\W_]", name)]  # no room lets others in
-    others = {name_key(name): f"person{number}" for number, name in enumerate(names, 1)}
-    longest = sorted(names, key=len, reverse=True)
-    choice = "|".join(f"({re.escape(name)}|{re.escape(name_key(name))})" for name in longest) or r"(?!)"
-    words = re.compile(rf"(?<![^\W_])(?:{choice})(?![^\W_])", re.IGNORECASE)
-
-    def replace(value):
-        if type(value) is dict:
-            return {replace(key): replace(inner) for key, inner in value.items()}
-        if type(value) is list:
-            return [replace(inner) for inner in value]
-        if type(value) is not str:
-            return value
-        # As it will be seen: a name can also be written with marks of their own, or invisible ones in it.
-        value = value if value.isascii() else unicodedata.normalize("NFC", clean(value))
-        return others.get(name_key(value)) or words.sub(
-            lambda found: others[name_key(longest[found.lastindex - 1])], value)
-
-    def change(event):
-        # What the program itself has put into an event that it knows is no name.
-        known = event.get("ev") in EVENTS or event.get("re") in REPLIES or "here" in event and "ev" not in event
-        kept = ("ev", "re", "here", "start", "code") if known else ()
-        return {field: value if field in kept or field == "why" and value in tuple(LEFT) else replace(value)
-                for field, value in event.items()}
-
-    return change
-
-
-class Seat:
-    """One person's stay in a room, which the n of their join tells from all others."""
-
-    def __init__(self, join):
-        self.n, self.t = join["n"], join["t"]
-        self.first = join["from"]  # the n from which on they were told
-        self.names = [(join["n"], join["who"])]  # since when they were called what
-        self.last = self.left = None  # the n and t of the last event that they were given, once they have left
-        self.said = 0
-
-    def name_at(self, n):
-        """What the person was called at this event."""
-        return [name for since, name in self.names if since <= max(n, self.n)][-1]
-
-
-class Seating:
-    """Who sits where, event by event."""
-
-    def __init__(self):
-        self.view, self.seats = View(), {}  # n of the join: Seat
-
-    def take(self, event):
-        """Keep up with one more event; returns the seat that it took, if it did."""
-        if "ev" not in event:
-            return None
-        word, renamed = event["ev"], self.at(event["who"]) if event["ev"] == "nick" else None
-        for n in self.view.take(event):
-            self.seats[n].last, self.seats[n].left = event["n"] - (word == "join"), event["t"]
-        if renamed:
-            renamed.names.append((event["n"], event["name"]))
-        if word != "join":
-            return None
-        self.seats[event["n"]] = Seat(event)
-        return self.seats[event["n"]]
-
-    def at(self, name):
-        """The seat of whoever has this name now; None if nobody has."""
-        return self.seats.get(self.view.people.get(name))
-
-    def here(self):
-        """The seats of those who are in the room now."""
-        return [self.seats[n] for n in self.view.people.values()]
-
-
-class Growing:
-    """A session file that is still written: at its end a reader waits for more, and gets no half lines."""
-
-    def __init__(self, file, wait):
-        self.file, self.wait, self.name = file, wait, getattr(file, "name", "")
-
-    def readline(self, size):
-        """The next line, once it is whole."""
-        start, line = self.file.tell(), self.file.readline(size)
-        while not line.endswith(b"\n") and len(line) < size:
-            self.wait(FOLLOW_SECONDS)
-            self.file.seek(start)
-            line = self.file.readline(size)
-        return line
-
-
-Index = collections.namedtuple("Index", "seats marks names own")
-
-
-class Tape:
-    """A session file that can be entered at any time in it, however long it is."""
-
-    # A time is found by halving, since times do not fall; who and which marks there are, by one pass over
-    # the file when somebody wants to know. Nothing is kept of the lines themselves.
-
-    def __init__(self, file):
-        self.file = file if file.seekable() else io.BytesIO(file.read())
-        self.begin = 3 if self.file.read(3) == b"\xef\xbb\xbf" else 0  # after an editor's mark
-        self.change = lambda event: event  # what is done to each event, such as replacing names
-        self.known, self.indexed = None, 0  # the index, and of how many bytes
-        self.viewer = self.session = None  # whose own recording it is
-        self.start = 0.0
-        for event in itertools.islice(self.events(), OPENING_LINES):
-            self.start = max(self.start, event["t"])
-            if event.get("re") == "welcome":
-                self.viewer = event["you"]
-            if event.get("ev") == "session":
-                self.session = event
-                return
-
-    def events(self, offset=0, wait=None):
-        """Yield the events from this byte on; `wait` is called at the end of the file, where more will come."""
-        self.file.seek(max(offset, self.begin))  # not before somebody wants the first: others read this file too
-        file = Growing(self.file, wait) if wait else self.file
-        yield from map(self.change, read_session(file, offset > self.begin, bool(self.viewer)))
-
-    def find(self, field, value):
-        """(where the event before it begins, event) of the first event whose t or n is so high, or None."""
-        # Of events with an n only: replies have none, and events that are newer may overtake them.
-        low, high, found = 0, self.file.seek(0, os.SEEK_END), None
-        while low < high:
-            middle = (low + high) // 2
-            where, event = self._event_from(middle)
-            if event and event[field] < value:
-                low = where + 1
-            else:
-                high, found = middle, event or found
-        return max(low - 1, self.begin), found
-
-    def _event_from(self, offset):
-        # The first event with an n that begins at this byte or behind it, and where it begins.
-        self.file.seek(max(offset - 1, self.begin))
-        lines = read_lines(self.file)
-        if offset > self.begin:
-            next(lines, None)  # the rest of a line
-        for number, line in lines:
-            event = event_of(line)
-            if event and "ev" in event and type(event.get("n")) is int:
-                return self.file.tell() - len(line), event
-        return self.file.tell(), None
-
-    def last(self):
-        """The last event of the file, and whether its line, the last one, is whole."""
-        size, step = self.file.seek(0, os.SEEK_END), READ_BYTES[1]
-        while True:
-            self.file.seek(max(size - step, self.begin))
-            *lines, rest = self.file.read(step).split(b"\n")
-            for line in reversed(lines if step >= size else lines[1:]):
-                event = event_of(line)
-                if event:
-                    return self.change(event), not rest
-            if step >= size or step > REPLY_BYTES:  # no line is so long
-                return None, not rest
-            step *= 8
-
-    def index(self):
-        """The seats, the marks as (t, text), all names, and the seats of the owner of this recording."""
-        size = self.file.seek(0, os.SEEK_END)
-        if not self.known or size != self.indexed:  # it may have grown
-            self.known, self.indexed = self._read_index(), size
-        return self.known
-
-    def _read_index(self):
-        seating, marks, names, own = Seating(), [], {}, []
-        self.file.seek(self.begin)
-        for number, line in read_lines(self.file):
-            event = event_of(line) if line and _landmark.search(line) else None
-            if not event:
-                continue
-            event = self.change(event)
-            names.update(dict.fromkeys([event[field] for field in ("who", "to", "name")
-                                        if type(event.get(field)) is str]))
-            seating.take(event)
-            if event.get("re") == "welcome":
-                own.append(event["n"] + 1)
-                names.update(dict.fromkeys(event["people"]))
-            elif event.get("ev") == "mark":
-                marks.append((event["t"], event["text"]))
-        return Index(list(seating.seats.values()), marks, list(names), own)
-
-    def find_seat(self, who, t=None):
-        """The seat of this number, or of this name: the first, or the last one taken up to this time."""
-        seats, wanted = self.index().seats, self.change({"who": who})["who"]  # names may have been replaced
-        for seat in seats:
-            if str(seat.n) == who:
-                return seat
-        named = [seat for seat in seats for n, name in seat.names
-                 if name_key(wanted) in (name_key(name), name_key(clean_row(name)))]
-        if named:
-            return ([seat for seat in named if t is not None and seat.t <= t] or named[:1])[-1]
-        there = ", ".join(f"{clean_row(seat.names[0][1])} ({seat.n})" for seat in seats[:LISTED_SEATS])
-        raise ChatError(f"nobody called {clean_row(who)} is in this recording"
-                        + (f"; there are {there}{' and more' * (len(seats) > LISTED_SEATS)}" if seats else ""))
-
-    def scenes(self, seat=None, t=0.0, wait=None):
-        """Yield the scenes from this time on, of all or of one seat; a seat begins with what it was told."""
-        if t <= (seat.t if seat else self.start):
-            if not seat or self.viewer:
-                return seen(self.events(0, wait), seat)
-            events = self.events(self.find("n", max(seat.first, 1))[0], wait)
-            events = itertools.dropwhile(lambda event: event == self.session, events)
-            return seen(itertools.chain([self.session], events), seat)
-        own = self.index().own if self.viewer else []
-        if len(own) > 1:  # who joins again is told what was said before then: there, times do fall
-            scenes = seen(self.events(0, wait), seat)
-        else:
-            # From the event before, so that what is missing between them is noticed.
-            where = self.find("t", t)[0]
-            event = self._event_from(where)[1]
-            n = event["n"] if event else 1 << 53
-            if seat and seat.last is not None and n > seat.last:
-                return iter(())
-            # Without `own` the index is not asked for: it takes seconds of a long file.
-            person = seat or own and next((seat for seat in self.index().seats if seat.n in own), None)
-            scenes = seen(self.events(where, wait), seat, person.name_at(n - 1) if person else self.viewer, *own)
-        return itertools.dropwhile(lambda scene: scene[0] < t, scenes)
-
-    def replace_names(self):
-        """From now on, give other names to everybody who is named in some line, even if their join is missing."""
-        names = {}
-        for event in self.events():
-            said = [event.get(field) for field in ("who", "to", "name", "you")]
-            people = event.get("people")
-            names.update((name, None) for name in said + (people if type(people) is list else [])
-                         if type(name) is str and name_key(name) not in RESERVED)
-        self.change, self.known = replacer(names), None
-        self.session = self.change(self.session)
-        self.viewer = self.viewer and self.change({"you": self.viewer})["you"]
-
-
 def shipped(name):
     """A file of the folder sessions that comes with this program, as bytes; it may lie inside a zip."""
     return __loader__.get_data(os.path.join(os.path.dirname(os.path.abspath(__file__)), "sessions", name))
 
 
 @contextlib.contextmanager
-def open_tape(path, redacted=False):
+def open_tape(path):
     """The Tape of a session file, or of a sample that comes with this program, by its name."""
     sample = SAMPLES.get(path) if not os.path.isfile(path) else None
     with contextlib.ExitStack() as stack:
@@ -3513,8 +3444,6 @@ def open_tape(path, redacted=False):
             raise ChatError(f"cannot read {path}: {error.strerror}") from None
         if not tape.session:
             raise ChatError(f"{path} is not a recorded session")
-        if redacted:
-            tape.replace_names()
         yield tape
 
 
@@ -3534,264 +3463,263 @@ def parse_minutes(text):
     return int(hour) * 3600 + int(minute) * 60 + float(second)
 
 
-class Ordered(Exception):
-    """Somebody has given the player an order: what is played ends here."""
+class Tempo:
+    """The time of a player: a clock that runs as fast as it is told, and where in the session it is by that."""
+
+    def __init__(self, speed, max_gap, clock):
+        self.clock, self.speed, self.max_gap = clock, speed, max_gap
+        self.paused = self.stepping = False  # stepping: what comes next is wanted now
+        self.ran, self.since = 0.0, clock()  # how far it ran up to a moment of the real clock
+        self.moment = self.reached = 0.0  # a moment of the session, and when it was there
+
+    def now(self):
+        """The player's own time."""
+        return self.ran if self.paused else self.ran + (self.clock() - self.since) * self.speed
+
+    def change(self, **changes):
+        """Change the pace; it holds from now on."""
+        self.ran, self.since = self.now(), self.clock()
+        vars(self).update(changes)
+
+    def due(self, moment):
+        """When this moment of the session is to come."""
+        step = max(0.0, moment - self.moment)
+        return self.reached + (min(step, self.max_gap) if self.max_gap else step)
+
+    def reach(self, moment, when):
+        """Be at this moment of the session since then, which can be earlier than it was due."""
+        self.ran, self.since = max(self.now(), when), self.clock()
+        self.moment, self.reached = moment, when
 
 
 class Player:
-    """A session that plays, pauses and jumps as it is told; the player's thread prints it."""
+    """A session that plays, pauses and jumps as it is told: a position on a tape."""
 
-    # Keys are pressed in the main thread. Those that change the pace act at once, under the lock `news`;
-    # those that jump leave an order, which the player's thread carries out, since only that thread reads
-    # the tape. Its time runs as fast as `speed` says, and not at all during a pause.
+    # Two threads meet here. Keys are pressed in the main thread and act at once, under the lock `news`: they
+    # change the pace, or the place of the next scene, and what they have to say they add to `notes`. Only the
+    # player's thread shows anything, first the notes and then the next scene, so all comes in one order; it does
+    # so without the lock, since a terminal may be slow. Whoever holds the lock may read the tape.
+    #
+    # While nothing is to be shown, that thread gets to know the rest of the file, stretch by stretch, so that the
+    # first line of a long one need not wait for the last; and it looks for a text, some lines at a time, so that
+    # keys get in between, and those that lead elsewhere end the search.
 
-    def __init__(self, tape, show, changed=lambda: None, seat=None, speed=1.0, max_gap=2.0, start=None, end=None,
-                 follow=False, loop=False, times=TIMES[0], clock=time.monotonic):
-        self.tape, self.show, self.changed, self.clock = tape, show, changed, clock
-        self.seat, self.speed, self.max_gap, self.end = seat, speed, max_gap, end
-        self.follow, self.loop, self.times = follow, loop, times
-        self.length = 0.0
-        self._measure()
-        self.start = self.moment = min(max(self._first(), start or 0.0), self.length)
-        self.viewer = None  # who sees what is shown
-        self.told = 0  # how many scenes of this moment have been shown
-        self.ran, self.since = 0.0, clock()  # the player's own time, up to this moment of the clock
-        self.due = self.shown = 0.0  # when the next event is to be shown, and the last one was, in that time
-        self.paused = self.stepping = self.ended = self.over = False
-        self.orders, self.searched, self.news = collections.deque(), "", threading.Condition()
+    def __init__(self, tape, show, changed=lambda: None, seat=None, speed=1.0, max_gap=2.0, start=0.0,
+                 end=float("inf"), follow=False, times=TIMES[0], clock=time.monotonic):
+        self.tape, self.show, self.changed, self.follow, self.times = tape, show, changed, follow, times
         self.ask = lambda question, answer: None  # how to have a line typed
+        self.news, self.notes, self.over = threading.Condition(), [], False
+        self.seat, self.at, self.end = seat, 0, end  # at: the line that comes next
+        self.searched, self.search = "", None
+        self.tempo = Tempo(speed, max_gap, clock)
+        self._go(start)
 
-    def _first(self):
-        return self.seat.t if self.seat else self.tape.start
+    def _go(self, t, at=None):
+        # Be at this moment, or as near to it as there is something to see; in this line, if it is known.
+        self.search = None
+        self.at = self.tape.find(t, self.seat) if at is None else at
+        self.tempo.reach(min(max(t, self.tape.start(self.seat)), self.length()), self.tempo.now())
+        if at is None:
+            self.at = self.tape.find(self.tempo.moment, self.seat)
 
-    def _measure(self):
-        # Up to which moment there is something to see.
-        left = self.seat and self.seat.last
-        last = self.tape.last()[0] if left is None else self.tape.find("n", left)[1]
-        self.length = max(self._first(), last["t"] if last else 0.0)
-        if self.end is not None:
-            self.length = max(self._first(), min(self.length, self.end))
+    def length(self):
+        """Up to which moment there is something to see, as far as is known."""
+        last = self.tape.moment(self.tape.stop(self.seat) - 1, self.seat)
+        return max(self.tape.start(self.seat), min(last, self.end))
 
-    def _now(self):
-        with self.news:  # all of it from before a key or from after it
-            return self.ran if self.paused else self.ran + (self.clock() - self.since) * self.speed
+    def _next(self):
+        # The moment of the next scene; None where there is none, or none yet.
+        moment = self.tape.moment(self.at, self.seat) if self.at < self.tape.stop(self.seat) else None
+        return None if moment is None or moment > self.end else moment
 
     # --- the player's thread ---
 
     def run(self):
         """Play until `stop` is called."""
-        self.shown = self._now()
-        while not self.over:
-            with contextlib.suppress(Ordered):
-                try:
-                    self._play()
-                    self._rest()
-                except ChatError as error:
-                    self._note(str(error))
-                    self._rest()
-            while self.orders and not self.over:
-                try:
-                    self.orders.popleft()()
-                except ChatError as error:
-                    self._note(str(error))
-                except ValueError:
-                    if not self.over:  # else the file was closed while it was looked through
-                        raise
+        try:
+            while not self.over:
+                with self.news:
+                    rows = self._turn()
+                if rows:
+                    self.show(rows)
+        except ValueError:
+            if not self.over:  # else the file was closed while it was looked through
+                raise
 
-    def _play(self):
-        self.ended, self.due = False, self.shown  # an order that came to nothing delays nothing
-        scenes = self.tape.scenes(self.seat, self.moment, self._wait_for_more if self.follow else None)
-        before, told = self.moment if self.moment > self._first() else None, self.told
-        for step, scene in cap_silence(between(scenes, self.moment, self.end), self.max_gap, before):
-            if told and scene[0] == self.moment:
-                told -= 1  # shown already, before an order came in this moment
-                continue
-            told = 0
-            self._wait(0.0 if self.follow else step)
-            self.told = self.told + 1 if scene[0] == self.moment else 1
-            self.moment, self.shown, self.length = scene[0], self._now(), max(self.length, scene[0])
-            self.viewer = scene[1]
-            for pieces in rows_of([scene], self.tape.session, self.seat, self.times):
-                self.show([pieces])
+    def _turn(self):
+        # What is to be shown now; after some waiting, or looking about, nothing.
+        rows, self.notes = self.notes, []
+        if rows:
+            return rows
+        moment, tempo = self._next(), self.tempo
+        due = tempo.now() if self.follow else tempo.due(moment or 0.0)
+        if self.search or moment is None or not tempo.stepping and (tempo.paused or tempo.now() < due):
+            return self._wait(due if moment is not None else None)
+        at, self.at = self.at, self.tape.following(self.at, self.seat)
+        tempo.reach(moment, min(due, tempo.now()) if tempo.stepping else due)
+        try:
+            rows = list(rows_of(self.tape.scenes(at, self.seat), self.tape.session, self.seat, self.times))
+        except ChatError as error:
+            rows = [self._note(str(error))]
+        tempo.stepping = tempo.stepping and not rows
+        return rows
 
-    def _wait(self, step):
-        # Until an event is due that comes so long after the last one, or somebody wants to see it now.
+    def _wait(self, due):
+        if self.search and not next(self.search, False):
+            self.search = None
+            return None
+        if self.search or self.tape.grow():
+            return self.news.wait(PAUSE_SECONDS)
+        seconds = TICK_SECONDS
+        if due is None:
+            self.tempo.stepping = False  # there is nothing to show
+            seconds = FOLLOW_SECONDS if self.follow else TICK_SECONDS
+        elif not self.tempo.paused:
+            seconds = min((due - self.tempo.now()) / self.tempo.speed, TICK_SECONDS)
+        self.news.wait(max(seconds, 0.0))
+        return self.changed()
+
+    # --- keys ---
+
+    def _do(self, function, *arguments):
+        # Carry out what a key means, or note why it cannot be done.
         with self.news:
-            self.due += step
-            while not self.orders and not self.over and not self.stepping and (self.paused or self._now() < self.due):
-                rest = (self.due - self._now()) / self.speed
-                self.news.wait(TICK_SECONDS if self.paused else min(rest, TICK_SECONDS))
-                self.changed()
-            if self.orders or self.over:
-                raise Ordered
-            if self.stepping:
-                self.stepping, self.ran, self.since = False, max(self._now(), self.due), self.clock()
-
-    def _wait_for_more(self, seconds):
-        with self.news:
-            if not self.orders and not self.over:
-                self.news.wait(seconds)
-            if self.orders or self.over:
-                raise Ordered
+            try:
+                function(*arguments)
+            except ChatError as error:
+                self.notes.append(self._note(str(error)))
+            self.news.notify_all()
         self.changed()
-
-    def _rest(self):
-        # At the end: until there is something to do.
-        self.ended, self.stepping = True, False
-        self.changed()
-        with self.news:
-            while not self.orders and not self.over and not self.loop:
-                self.news.wait(TICK_SECONDS)
-            self.stepping = False  # there was nothing to show
-        if self.loop:
-            self._wait(self.max_gap or SKIP_SECONDS)
-            self._jump(self.start)
 
     def _note(self, text):
-        self.show([[("system", f"— {clean_row(text)} —")]])
+        return [("system", f"— {clean_row(text)} —")]
 
-    def _jump(self, t):
-        t = min(max(t, self._first()), self.length)
-        self._note(f"{'back' if t < self.position() else 'on'} at {minutes(t)}")
-        self.moment, self.told, self.shown, self.ended = t, 0, self._now(), False
+    def _jump(self, t, at=None):
+        before = self.position()
+        self._go(t, at)
+        t = self.tempo.moment
+        self.notes.append(self._note(f"{'back' if t < before else 'on'} at {minutes(t)}"))
+
+    def pause(self):
+        """Stand still, or go on."""
+        self._do(lambda: self.tempo.change(paused=not self.tempo.paused))
+
+    def step(self):
+        """Show the next event now."""
+        self._do(lambda: self.tempo.change(stepping=True))
+
+    def change_speed(self, factor):
+        """Play so many times as fast, within limits; 0 is the speed of life."""
+        speed = self.tempo.speed
+        slowest, fastest = min(SPEEDS[0], speed), max(SPEEDS[1], speed)  # --speed may be beyond
+        self._do(lambda: self.tempo.change(speed=min(max(speed * factor, slowest), fastest) if factor else 1.0))
+
+    def skip(self, seconds):
+        """Go so far on, or back if it is less than 0."""
+        self._do(self._skip, seconds)
 
     def _skip(self, seconds):
-        before, told = self.moment, self.told
-        if self.ended and seconds > 0:
-            return
-        self._jump(self.position() + seconds)
-        if seconds > 0 and self.moment == before:
-            self.told = told  # there is nothing further on, and what was shown does not come again
+        before = self.at
+        if seconds < 0 or not self._is_ended():
+            self._jump(self.position() + seconds)
+        if seconds > 0:
+            self.at = max(self.at, before)  # what was shown does not come again
 
-    def _jump_to_mark(self, forward):
-        here = self.position()
-        marks = [mark for mark in self.tape.index().marks if self._first() <= mark[0] <= self.length
-                 and (mark[0] > here if forward else mark[0] < here - 1.0)]
+    def to_mark(self, forward):
+        """Go to the next mark or back to the one before."""
+        self._do(self._to_mark, forward)
+
+    def _to_mark(self, forward):
+        self.tape.grow_whole()
+        here, first, length = self.position(), self.tape.start(self.seat), self.length()
+        marks = [t for t in self.tape.marks if first <= t <= length and (t > here if forward else t < here - 1.0)]
         if not marks:
             raise ChatError(f"there is no mark {'after' if forward else 'before'} this")
-        self._jump(marks[0 if forward else -1][0])
-        self.stepping = self.paused
+        self._jump(marks[0 if forward else -1])
+        self.tempo.stepping = self.tempo.paused
 
-    def _jump_to_text(self, text):
-        # On from here, and then from the beginning on up to here.
-        wanted, self.searched, told = text.casefold(), text, self.told
-        for start, end in ((self.moment, self.end), (self._first(), self.moment)):
-            moment, count = None, 0  # how many scenes of a moment come before this one
-            for scene in between(self.tape.scenes(self.seat, start), start, end):
-                if self.orders or self.over:
-                    return
-                moment, count = scene[0], count + 1 if scene[0] == moment else 0
-                if told:
-                    told -= 1
-                elif wanted in "\n".join(map(plain, rows_of([scene], self.tape.session, times="off"))).casefold():
-                    self._jump(moment)
-                    self.told, self.stepping = count, self.paused
-                    return
-        raise ChatError(f"{text} is nowhere in this session")
+    def find(self):
+        """Ask for a text, and go to where it is next; nothing means the same as before."""
+        self.ask(f"find [{self.searched}]" if self.searched else "find", lambda text: self._do(self._find, text))
+
+    def _find(self, text):
+        self.searched = text or self.searched
+        if self.searched:
+            self.search = self._search(self.searched.casefold())
+
+    def _search(self, text):
+        # On from here, and then from the beginning up to here; yields True now and then, and is not done yet.
+        while self.tape.grow():
+            yield True
+        first = self.tape.find(self.tape.start(self.seat), self.seat)
+        places = itertools.chain(range(self.at, self.tape.stop(self.seat)), range(first, self.at))
+        for number, i in enumerate(places, 1):
+            if number % SEARCH_LINES == 0:
+                yield True
+            rows = rows_of(self.tape.scenes(i, self.seat), self.tape.session, times="off")
+            if self.tape.moment(i, self.seat) <= self.end and text in "\n".join(map(plain, rows)).casefold():
+                self._jump(self.tape.moment(i, self.seat), i)
+                self.tempo.stepping = self.tempo.paused
+                return
+        self.notes.append(self._note(f"{self.searched} is nowhere in this session"))
+
+    def go_to(self):
+        """Ask for a time, and go there."""
+        self.ask("go to (such as 1:23)", lambda text: text and self._do(lambda: self._jump(parse_minutes(text))))
+
+    def change_seat(self):
+        """Ask for somebody, and show what that person saw."""
+        self.ask(SEAT_QUESTION, lambda text: self._do(self._take_seat, text.strip()))
 
     def _take_seat(self, who):
         here = self.position()
         self.seat = self.tape.find_seat(who, here) if who else None
-        self._measure()
-        self.moment, self.told, self.shown = min(max(here, self._first()), self.length), 0, self._now()
+        self._go(here)
+        t, before = self.tempo.moment, max(self.at - 1, 0)
+        viewer = name_at(self.seat.names if self.seat else self.tape.own_names, before)
+        whose = f"{clean_row(viewer)} ({self.seat.n})" if who else "everybody"
+        self.notes.append(self._note(f"what {whose} saw, at {minutes(t)}"))
         # What had been seen by then is shown again, the last of it.
-        before = between(self.tape.scenes(self.seat, max(self._first(), self.moment - RECALL[1])), 0.0, self.moment)
-        scenes = collections.deque((scene for scene in before if scene[0] < self.moment), RECALL[0])
-        self.viewer = scenes[-1][1] if scenes else self.seat.names[0][1] if who else self.tape.viewer
-        whose = f"{clean_row(self.viewer)} ({self.seat.n})" if who else "everybody"
-        self._note(f"what {whose} saw, at {minutes(self.moment)}")
-        for pieces in rows_of(scenes, self.tape.session, times=self.times):
-            self.show([[("history", text) for style, text in pieces]])
-
-    # --- keys ---
-
-    def order(self, function, *arguments):
-        """Have the player's thread do this, as soon as it can."""
-        with self.news:
-            self.orders.append(functools.partial(function, *arguments))
-            self.news.notify_all()
-
-    def _set(self, **changes):
-        # Whatever is changed about the pace, it holds from now on.
-        with self.news:
-            self.ran, self.since = self._now(), self.clock()
-            vars(self).update(changes)
-            self.news.notify_all()
-        self.changed()
-
-    def pause(self):
-        """Stand still, or go on."""
-        self._set(paused=not self.paused)
-
-    def step(self):
-        """Show the next event now."""
-        self._set(stepping=True)
-
-    def skip(self, seconds):
-        """Go so far on, or back if it is less than 0."""
-        self.order(self._skip, seconds)
-
-    def to_mark(self, forward):
-        """Go to the next mark or back to the one before."""
-        self.order(self._jump_to_mark, forward)
-
-    def change_speed(self, factor):
-        """Play so many times as fast, within limits; 0 is the speed of life."""
-        slowest, fastest = min(SPEEDS[0], self.speed), max(SPEEDS[1], self.speed)  # --speed may be beyond
-        self._set(speed=min(max(self.speed * factor, slowest), fastest) if factor else 1.0)
-
-    def find(self):
-        """Ask for a text, and go to where it is next; nothing means the same as before."""
-        def answer(text):
-            if text or self.searched:
-                self.order(self._jump_to_text, text or self.searched)
-
-        self.ask(f"find [{self.searched}]" if self.searched else "find", answer)
-
-    def go_to(self):
-        """Ask for a time, and go there."""
-        def answer(text):
-            if text:
-                self.order(lambda: self._jump(parse_minutes(text)))
-
-        self.ask("go to (such as 1:23)", answer)
-
-    def change_seat(self):
-        """Ask for somebody, and show what that person saw."""
-        self.order(self.tape.index)  # so that Tab knows the names
-        self.ask("as whom (nobody: all that was said)", lambda text: self.order(self._take_seat, text.strip()))
-
-    def change_loop(self):
-        """Begin again at the end, or do so no more."""
-        self._set(loop=not self.loop)
+        recalled = itertools.takewhile(lambda scene: scene[0] < t, self.tape.between(self.seat, t - RECALL[1], t))
+        for pieces in rows_of(collections.deque(recalled, RECALL[0]), self.tape.session, times=self.times):
+            self.notes.append([("history", text) for style, text in pieces])
 
     def help(self):
         """List the keys."""
-        for keys, shown, words, run in PLAYER_KEYS:
-            self.order(self.show, [[("system", f"— {shown.ljust(12)} {words}")]])
+        self._do(lambda: self.notes.extend([("system", f"— {shown.ljust(12)} {words}")]
+                                           for keys, shown, words, run in PLAYER_KEYS))
 
     def stop(self):
         """Let `run` return."""
-        self._set(over=True)
+        self.over = True
+        self._do(lambda: None)
+
+    # --- what there is to see of it ---
+
+    def _is_ended(self):
+        return self._next() is None and not (self.follow and self.end == float("inf"))
 
     def position(self):
         """The moment of the session at which the player is."""
-        silent = 0.0 if self.ended or self.follow else max(0.0, self._now() - self.shown)
-        return min(self.moment + silent, self.length)
+        still = self.follow or self._is_ended()
+        return min(self.tempo.moment + (0.0 if still else max(0.0, self.tempo.now() - self.tempo.reached)), self.length())
 
     def status(self, columns):
         """Where the player is and what it does, in one row of so many columns."""
-        state = "paused" if self.paused else "the end" if self.ended else "live" if self.follow else "playing"
-        here, length = self.position() - self._first(), self.length - self._first()
-        head = f"{state}  {minutes(self.position())} / {minutes(self.length)}  {self.speed:g}x "
-        tail = (f" as {clean_row(self.viewer)}" if self.viewer else "") + " loop" * self.loop
+        with self.news:  # all of it from before a key or from after it
+            position, first, length, ended = self.position(), self.tape.start(self.seat), self.length(), self._is_ended()
+            viewer = name_at(self.seat.names if self.seat else self.tape.own_names, max(self.at - 1, 0))
+        state = "paused" if self.tempo.paused else "the end" if ended else "live" if self.follow else "playing"
+        head = f"{state}  {minutes(position)} / {minutes(length)}  {self.tempo.speed:g}x "
+        tail = f" as {clean_row(viewer)}" if viewer else ""
         head = head[:max(columns - 1, 0)]
         tail = tail[:max(columns - len(head) - 1, 0) // 2]  # wide letters in the name take twice the room
         width = max(columns - len(head) - 2 * len(tail) - 2, 0)
-        done = min(max(round(width * here / length), 0), width) if length else width
+        done = min(max(round(width * (position - first) / (length - first)), 0), width) if length > first else width
         return f"{head}{'━' * done}{'─' * (width - done)}{tail}"
 
 
+SEAT_QUESTION = "as whom (nobody: all that was said)"
 # The keys of the player, with those in the same place on a Russian keyboard; what the help calls them, and
 # what they do.
 PLAYER_KEYS = (
@@ -3807,7 +3735,6 @@ PLAYER_KEYS = (
     (("/",), "/", "find a text, go there", Player.find),
     (("g", "п"), "g", "go to a time", Player.go_to),
     (("a", "ф"), "a", "see it as somebody saw it", Player.change_seat),
-    (("l", "д"), "l", "begin again at the end, or not", Player.change_loop),
     (("?",), "?", "this list", Player.help),
     (("q", "й"), "q", "quit", Player.stop),
 )
@@ -3825,10 +3752,7 @@ def play(tape, **options):
         return [("noreverse", status + " " * (columns() - len(status)) + "\n"), ("", PLAYER_BAR)]
 
     def matching(before):
-        until = time.monotonic() + INDEX_SECONDS
-        while not tape.known and time.monotonic() < until:
-            time.sleep(TICK_SECONDS / 10)  # the player's thread is looking who there is
-        names = map(clean_row, tape.known.names if tape.known else ())
+        names = map(clean_row, list(tape.names) if screen.question == SEAT_QUESTION else ())
         return len(before), [name for name in names if name_key(name).startswith(name_key(before))]
 
     def changed():
@@ -3858,37 +3782,31 @@ PLAYER_BAR = " space pause  . next  ←→ 5 s  + - speed  / find  g time  a sea
 
 def _choose_seat(tape, who, end):
     seat = tape.find_seat(who) if who else None
-    if seat and end is not None and end < seat.t:
+    if seat and end < seat.t:
         raise ChatError(f"{clean_row(seat.names[0][1])} joined at {minutes(seat.t)}, and before that saw nothing")
     return seat
 
 
-def replay(path, who=None, start=None, end=None, speed=1.0, max_gap=2.0, instant=False, follow=False, loop=False,
-           times=TIMES[0], redacted=False, out=None):
+def replay(path, who=None, start=0.0, end=float("inf"), speed=1.0, max_gap=2.0, instant=False, follow=False,
+           times=TIMES[0], out=None):
     """Show a recorded session as it happened: on a terminal with keys, else as plain lines."""
-    with open_tape(path, redacted) as tape:
+    with open_tape(path) as tape:
         seat = _choose_seat(tape, who, end)
         if not (instant or out) and is_terminal(sys.stdin, sys.stdout):
-            if play(tape, seat=seat, start=start, end=end, speed=speed, max_gap=max_gap, follow=follow, loop=loop,
-                    times=times):
+            if play(tape, seat=seat, start=start, end=end, speed=speed, max_gap=max_gap, follow=follow, times=times):
                 return
         out = out or sys.stdout
         paint = coloured if wants_colour(out) else plain
-        first = start if start is not None else 0.0
-        while True:
-            scenes = between(tape.scenes(seat, first, time.sleep if follow else None), first, end)
-            if not (instant or follow):
-                scenes = pace(cap_silence(scenes, max_gap), speed)
-            texts = (paint(pieces) + "\n" for pieces in rows_of(scenes, tape.session, seat, times))
-            if instant and not follow:
-                out.writelines(texts)
-            for text in texts:
-                out.write(text)
-                out.flush()
+        scenes = tape.between(seat, start, end, time.sleep if follow else None)
+        if not (instant or follow):
+            scenes = pace(cap_silence(scenes, max_gap), speed)
+        texts = (paint(pieces) + "\n" for pieces in rows_of(scenes, tape.session, seat, times))
+        if instant and not follow:
+            out.writelines(texts)
+        for text in texts:
+            out.write(text)
             out.flush()
-            if instant or not loop:
-                return
-            list(pace([(max_gap or SKIP_SECONDS, None)], speed))  # or a file of one moment would be a flood
+        out.flush()
 
 
 # === report =======================================================================================
@@ -3911,17 +3829,19 @@ def _open_output(target):
 
 def _tell_if_private(tape):
     # What one person was told alone is theirs to hand round, but they should know that they do.
-    if tape.viewer and any(event.get("re") == "tell" for event in tape.events()):
+    if tape.viewer:
+        tape.grow_whole()
+    if tape.viewer and any(event.get("re") == "tell" for i in tape.others for event in tape.lines.read(i)):
         print("(this is somebody's own recording: what was said to them alone is in what you make of it)",
               file=sys.stderr)
 
 
-def write_transcript(tape, scenes, out, seat, max_gap):
+def write_transcript(tape, seat, scenes, out, max_gap):
     """Write what was to be seen, as plain text."""
     out.writelines(plain(pieces) + "\n" for pieces in rows_of(scenes, tape.session, seat))
 
 
-def write_cast(tape, scenes, out, seat, max_gap):
+def write_cast(tape, seat, scenes, out, max_gap):
     """Write an asciicast, version 2, which players of recorded terminals understand."""
     columns, rows = PICTURE
     start = datetime.datetime.fromisoformat(tape.session["start"])
@@ -3934,18 +3854,19 @@ def write_cast(tape, scenes, out, seat, max_gap):
             out.write(_dump([round(due, 3), "o", coloured(pieces).replace("\n", "\r\n") + "\r\n"]) + "\n")
 
 
+# What the page is given of each event: the fields that are shown, so that nothing else of a file gets out with it.
 _page_fields = {"ev": EVENTS, "re": REPLIES, "here": {"remark": {"t": SECONDS, "text": STRING}}}
 
 
-def write_page(tape, scenes, out, seat, max_gap):
+def write_page(tape, seat, scenes, out, max_gap):
     """Write the page that plays these scenes in a browser, without a network and without this program."""
     out.writelines(page_parts((event for moment, viewer, event in scenes), tape.session["room"]))
 
 
 def page_parts(events, title):
     """Yield the text of the page that plays these events, part by part."""
-    # Its security policy names the page's own script and style by their hashes: whatever somebody said, a
-    # browser runs nothing else.
+    # It is one file of text, with the lines where a browser finds but does not run them. Its security policy names
+    # the page's own script and style by their hashes: whatever somebody said, a browser runs nothing else.
     page = shipped("player.html").decode().replace("\r\n", "\n")  # as a browser reads it, too
     head, tail = page.split("%EVENTS%")
     for tag in ("script", "style"):
@@ -4073,32 +3994,25 @@ def escape(text):
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
 
 
-def write_picture(tape, scenes, out, seat, max_gap=0):
+# Every export is a function of the scenes, where to write, from and to which moment, and the longest silence, which
+# only a cast has. All but the picture write as they read, so that a long session takes no more memory.
+
+
+def write_picture(tape, seat, scenes, out, max_gap=0.0):
     """Write the picture of a window after these scenes, the server's or a person's; returns its title."""
     columns, height = PICTURE
-    rows, name, open_still, last = collections.deque([], height - 2), tape.viewer, True, 0.0
+    newest, scene = collections.deque([], height - 2), (0.0, tape.viewer, {})
     for scene in scenes:
-        last, name, event = scene
-        for pieces in rows_of([scene], tape.session, seat):
-            rows.extend(cells(pieces, columns))
-        gone = event.get("ev") == "leave" and event["who"] == name and event["n"] > (seat.n if seat else 0)
-        open_still = not gone and event.get("ev") != "end"
-    rows = list(rows)  # which the following are not to push out
+        newest.extend(rows_of([scene], tape.session, seat))
+    rows = [row for pieces in newest for row in cells(pieces, columns)][2 - height:]
+    last, name, event = scene
     title = clean_row(name or (seat.names[0][1] if seat else tape.session["room"]))
-    if open_still:  # else the program has ended, and its input line is gone
-        bar = view_at(tape, last).bar("recorded")
+    gone = event.get("ev") == "leave" and event["who"] == name and event["n"] > (seat.n if seat else 0)
+    if not gone and event.get("ev") != "end":  # else the program has ended, and its input line is gone
         rows += cells([("text", f"{title}> " if name else "> ")], columns)
-        rows += cells([("bar", bar.ljust(columns))], columns)[:1]
+        rows += cells([("bar", tape.view_at(last).bar("recorded").ljust(columns))], columns)[:1]
     out.write(window(rows, title))
     return title
-
-
-def view_at(tape, t):
-    """What there was to know of the room after all that happened up to this time, as far as the recording tells."""
-    view = View(tape.session)
-    for event in itertools.takewhile(lambda event: event["t"] <= t, tape.events()):
-        view.take(event)
-    return view
 
 
 class Moment:
@@ -4109,73 +4023,82 @@ class Moment:
         self.until = until  # how far it may last, while people only talk, so that one sees what came of it
 
 
-def find_moments(events):
-    """The moments that a report shows: everybody talks, somebody leaves, somebody comes late, each mark."""
-    # Everybody talks when more of those in the room have said something than ever before. The newcomer is the
-    # last one who was not here before and finds a history.
-    seating, known, speakers, lasting = Seating(), set(), set(), None
-    talk, leave, join, marks = Moment("talk", 0.0), None, None, []
-    for event in events:
-        word, t = event.get("ev"), event["t"]
-        taken = seating.take(event)
-        if word in ("say", "me"):
-            speakers.add(seating.at(event["who"]))
-            talking = [seat for seat in seating.here() if seat in speakers]
-            if len(talking) > len(talk.seats):
-                talk = lasting = Moment("talk", t, talking)
-            elif lasting and t <= lasting.until:
-                lasting.t = t
-        elif word == "mark":
-            lasting = Moment("mark", t, text=event["text"])
-            marks.append(lasting)
-        elif word in ("join", "leave", "nick", "end"):
-            lasting = None
-            if word == "leave" and len(talk.seats) > 1 and not leave:
-                gone = [seat for seat in talk.seats if seat.last == event["n"]]
-                leave = lasting = Moment("leave", t, seating.here()[:1] + gone, until=t + LASTING_SECONDS)
-            elif taken and len(speakers) > 1 and event["who"] not in known:
-                join = Moment("join", t, [taken])
-            known.update(seating.view.people)
-    return [talk] * bool(talk.seats) + [moment for moment in (leave, join) if moment] + marks
-
-
 class Survey:
-    """What there is to tell of a session: who took part, how much was said, what else happened, until when."""
+    """What there is to tell of a session: how much was said by whom, what else happened, and what to show of it."""
 
-    def __init__(self, events):
-        seating, self.messages, self.server_said, self.course, self.end = Seating(), 0, 0, [], 0.0
-        for event in events:
-            word, self.end = event.get("ev"), max(self.end, event["t"])
-            seating.take(event)
-            if word in ("say", "me"):
-                self.messages += 1
-                seat = seating.at(event["who"])
-                if seat:
-                    seat.said += 1
-                else:
-                    self.server_said += 1  # by its console
-            elif word in ("join", "leave", "nick", "mark", "notice", "end"):
-                self.course.append(event)
-        self.seats = list(seating.seats.values())
+    # One reading, line by line, with a View that keeps up: who sits where the tape knows, but not what was said.
+    #
+    # The moments shown are that everybody talks, that somebody leaves, that somebody comes late, and each mark.
+    # Everybody talks when more of those in the room have said something than ever before. The newcomer is the last
+    # one who was not here before and finds a history.
+
+    def __init__(self, tape):
+        tape.grow_whole()
+        self.seats, self.view, self.known = tape.seats, View(), set()  # known: the names that were here
+        self.said, self.messages, self.course, self.end = collections.Counter(), 0, [], 0.0  # said: by the n of seats
+        self.talk, self.leave, self.join, self.marks = Moment("talk", 0.0), None, None, []
+        self.lasting = None  # the moment that lasts while people only talk
+        for i in range(len(tape.lines)):
+            for event in tape.lines.read(i):
+                self.end = max(self.end, event["t"])
+                if "ev" in event:
+                    self.view.take(event)
+                    self._count(event)
+                    self._look_at(i, event)
 
     def people(self):
         """How many different people there were, as far as names tell."""
-        return len({seat.names[0][1] for seat in self.seats})
+        return len({seat.names[0][1] for seat in self.seats.values()})
+
+    def moments(self):
+        """The moments that a report shows, in the order of what they are."""
+        return [self.talk] * bool(self.talk.seats) + list(filter(None, (self.leave, self.join))) + self.marks
+
+    def _here(self):
+        return [self.seats[n] for n in self.view.people.values()]
+
+    def _count(self, event):
+        if event["ev"] in ("say", "me"):
+            self.messages += 1
+            self.said[self.view.people.get(event["who"])] += 1  # None is the server, by its console
+        elif event["ev"] in ("join", "leave", "nick", "mark", "notice", "end"):
+            self.course.append(event)
+
+    def _look_at(self, i, event):
+        word, t = event["ev"], event["t"]
+        if word in ("say", "me"):
+            talking = [seat for seat in self._here() if seat.n in self.said]
+            if len(talking) > len(self.talk.seats):
+                self.talk = self.lasting = Moment("talk", t, talking)
+            elif self.lasting and t <= self.lasting.until:
+                self.lasting.t = t
+        elif word == "mark":
+            self.lasting = Moment("mark", t, text=event["text"])
+            self.marks.append(self.lasting)
+        elif word in ("join", "leave", "nick", "end"):
+            self.lasting = None
+            if word == "leave" and len(self.talk.seats) > 1 and not self.leave:
+                gone = [seat for seat in self.talk.seats if seat.last == i]
+                self.leave = self.lasting = Moment("leave", t, self._here()[:1] + gone, until=t + LASTING_SECONDS)
+            elif word == "join" and len(self.said) > 1 and event["who"] not in self.known:
+                self.join = Moment("join", t, [self.seats[event["n"]]])
+            self.known.update(self.view.people)
 
 
-def write_report(path, folder, language="en", redacted=False):
+def write_report(path, folder, language="en"):
     """Make a folder with a report that only lacks its conclusions, and the pictures in it."""
+    # The report itself is written last: if anything fails before, the same command can be given again.
     words, body = _report_texts(language)
     file = os.path.join(folder, "report.md")
-    with open_tape(path, redacted) as tape:
+    with open_tape(path) as tape:
         if os.path.exists(file):
             raise ChatError(f"{file} exists already, perhaps with somebody's conclusions; choose another folder")
         _tell_if_private(tape)
-        survey, pictures, numbers = Survey(tape.events()), collections.defaultdict(list), itertools.count(1)
+        survey, pictures, numbers = Survey(tape), collections.defaultdict(list), itertools.count(1)
         make_folder(file)
-        for moment in find_moments(tape.events()):
+        for moment in survey.moments():
             pictures[moment.what].append(_draw_moment(tape, folder, numbers, moment, words))
-        values = _told_all(tape.session, survey, words)
+        values = _report_values(tape.session, survey, words)
         values["recorder"] = (words["own"].format(who=markdown(tape.viewer)) if tape.viewer else words["whole"])
     for what in ("talk", "leave", "join", "mark"):
         values[what] = "\n\n".join(pictures[what])
@@ -4187,16 +4110,16 @@ def write_report(path, folder, language="en", redacted=False):
     return file
 
 
-def _told_all(session, survey, words):
+def _report_values(session, survey, words):
     # What the places in the report's text are filled with, but for the pictures.
     def time_of(t):
         return clock(session, t, "long") if t is not None else "—"
 
-    rows = [(" → ".join(markdown(name) for n, name in seat.names), time_of(seat.t), time_of(seat.left), seat.said)
-            for seat in survey.seats]
-    rows += [("server", "—", "—", survey.server_said)] * bool(survey.server_said)
+    rows = [(" → ".join(markdown(name) for i, name in seat.names), time_of(seat.t), time_of(seat.left),
+             survey.said[seat.n]) for seat in survey.seats.values()]
+    rows += [("server", "—", "—", survey.said[None])] * bool(survey.said[None])
     participants = [f"| {' | '.join(map(str, row))} |" for row in rows]
-    course = [f"- {time_of(event['t'])} {_told(event, words)}" for event in survey.course]
+    course = [f"- {time_of(event['t'])} {_event_in_words(event, words)}" for event in survey.course]
     return {"room": markdown(session["room"]), "date": session["start"][:10], "time": clock(session, 0.0),
             "length": _duration(survey.end, words), "people": str(survey.people()), "messages": str(survey.messages),
             "participants": "\n".join(participants), "course": "\n".join(course)}
@@ -4210,15 +4133,17 @@ def _report_texts(language):
 
 def markdown(text):
     """The text made harmless in one row of Markdown."""
+    # Markdown lets HTML through, so that is escaped first; then what Markdown itself would obey.
     return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", escape(clean_row(text)))
 
 
 def _duration(t, words):
+    # In whole units, without those of which there are none.
     parts = zip((int(t) // 3600, int(t) // 60 % 60, int(t) % 60), (words["hours"], words["minutes"], words["seconds"]))
     return " ".join(f"{number} {unit}" for number, unit in parts if number) or f"0 {words['seconds']}"
 
 
-def _told(event, words):
+def _event_in_words(event, words):
     # What happened, in the language of the report.
     word = event["ev"] if event["ev"] != "leave" else f"leave-{event['why']}"
     template = words.get(word, words[event["ev"]])
@@ -4234,7 +4159,7 @@ def _draw_moment(tape, folder, numbers, moment, words):
         whose = f"seat-{seat.n}" if seat else "recording" if tape.viewer else "server"
         name = f"{number:02}-{moment.what}-{whose}.svg"
         with _open_output(os.path.join(folder, name)) as out:
-            title = write_picture(tape, between(tape.scenes(seat), 0.0, moment.t), out, seat)
+            title = write_picture(tape, seat, tape.between(seat, end=moment.t), out)
         caption = words["window"].format(who=markdown(title)) if seat or tape.viewer else words["server"]
         mark = f" — {markdown(moment.text)}" if moment.text else ""
         parts.append(f"![{caption}]({name})\n\n"
@@ -4246,35 +4171,45 @@ def _draw_moment(tape, folder, numbers, moment, words):
 
 def list_recordings(folder):
     """The recordings in a folder, newest first, as (path, what is known of it)."""
+    # Other files may lie there too: what cannot be read, or is no session, is passed over without a word.
     found = []
     with contextlib.suppress(OSError):
         for name in os.listdir(folder):
             path = os.path.join(folder, name)
             if name.endswith(".jsonl") and os.path.isfile(path):  # a pipe would have to be waited for
                 with contextlib.suppress(OSError, ChatError), open(path, "rb") as file:
-                    found.append((*_describe_recording(Tape(file)), path))
+                    found.append((*_describe_recording(file), path))
     return [(path, label) for start, label, path in sorted(found, reverse=True) if label]
 
 
-def _describe_recording(tape):
-    # When it began, for the order, and its line in a list; people and messages only where that is quick.
-    session, (last, whole) = tape.session, tape.last()
+def _describe_recording(file):
+    # When it began, for the order, and its line in a list. Of a large file only both ends are read: who took part
+    # stands everywhere in it. How it ended is told by the last line that makes sense, torn or damaged ones behind it.
+    tape, size = Tape(file), file.seek(0, os.SEEK_END)
+    session, lines = tape.session, tape.lines
     if not session:
         return 0.0, ""
     start = datetime.datetime.fromisoformat(session["start"])
     facts = [f"{session['start'][:16].replace('T', ' ')}  {clean_row(session['room'])}"]
-    if tape.file.seek(0, os.SEEK_END) <= LISTED_BYTES:
-        survey = Survey(tape.events())
+    if size <= LISTED_BYTES:
+        survey = Survey(tape)
         people, messages = survey.people(), survey.messages
         facts.append(f"{people} {'person' if people == 1 else 'people'}")
         facts.append(f"{messages} {'message' if messages == 1 else 'messages'}")
-    facts.append(minutes(last["t"] if last else 0.0))
-    facts.append("torn" if not whole else "complete" if last and last.get("ev") in ("end", "leave") else "not ended")
+    else:
+        lines = Lines(file, size - LISTED_BYTES)
+        while lines.grow() is not None:
+            pass
+    events = (event for i in reversed(range(len(lines))) for event in lines.read(i)[-1:] if "here" not in event)
+    last = next(events, {"t": 0.0})
+    facts.append(minutes(last["t"]))
+    facts.append("torn" if lines.end < size else "complete" if last.get("ev") in ("end", "leave") else "not ended")
     if tape.viewer:
         facts.append(f"as {clean_row(tape.viewer)} saw it")
     return start.timestamp(), ", ".join(facts)
 
 
+# By the ending of their files, which is also the name of the option.
 EXPORTS = {"txt": write_transcript, "cast": write_cast, "svg": write_picture, "html": write_page}
 
 
@@ -4290,16 +4225,16 @@ def print_recordings(folder=None):
         print(f"{clean_row(path)}\n    {label}")
 
 
-def export(path, kind, target, who=None, start=None, end=None, max_gap=2.0, redacted=False):
+def export(path, kind, target, who=None, start=0.0, end=float("inf"), max_gap=2.0):
     """Write a recorded session in another form into a file, or to stdout without one."""
-    with open_tape(path, redacted) as tape:
+    # All that may be wrong with the question is found before the file is opened, which empties it.
+    with open_tape(path) as tape:
         seat = _choose_seat(tape, who, end)
         if target and os.path.exists(target) and os.path.exists(path) and os.path.samefile(target, path):
             raise ChatError(f"{target} is the recording itself; choose another name")
         _tell_if_private(tape)
-        scenes = between(tape.scenes(seat, start or 0.0), start or 0.0, end)
         with _open_output(target) as out:
-            EXPORTS[kind](tape, scenes, out, seat, max_gap)
+            EXPORTS[kind](tape, seat, tape.between(seat, start, end), out, max_gap)
 
 
 # === menu =========================================================================================
@@ -4448,6 +4383,23 @@ def _add_command(commands, name, words, examples, run):
     return parser
 
 
+def _number_option(words, convert, fits, form=".*"):
+    # How argparse reads a number for an option; it says these words of one that does not fit.
+    def read(text):
+        with contextlib.suppress(ValueError):
+            value = convert(text)
+            if re.fullmatch(form, text) and fits(value):
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not {words}")
+
+    return read
+
+
+_count = _number_option("a whole number from 0 up", int, lambda value: True, "[0-9]{1,9}")
+_seconds = _number_option("a number of seconds", float, lambda value: 0 <= value < 1e9)
+_speed = _number_option("a speed: 2 is twice as fast", float, lambda value: 0 < value < 1e9)
+
+
 def _add_serve(commands):
     parser = _add_command(commands, "serve", "open a room on this computer", (
         "", "--lan --open", "--lan --open --room lab --log", "--log lab.jsonl --port 0"), _run_serve)
@@ -4463,13 +4415,6 @@ def _add_serve(commands):
     parser.add_argument("--rate", type=_count, default=RATE, metavar="N",
                         help=f"requests per second and person (default {RATE}; 0: no limit)")
     parser.add_argument("--max-people", type=_count, default=0, metavar="N", help="0 (the default): no limit")
-
-
-def _count(text):
-    # By a pattern first: int also takes signs, spaces, underscores and the digits of every script.
-    if not re.fullmatch("[0-9]{1,9}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 up")
-    return int(text)
 
 
 def _run_serve(options):
@@ -4525,16 +4470,15 @@ def _add_replay(commands):
     parser.add_argument("file", nargs="?", metavar="FILE", help=f"a recording; a sample: {', '.join(SAMPLES)}")
     parser.add_argument("--list", action="store_true", help="list the recordings in sessions/, or in the folder FILE")
     parser.add_argument("--as", dest="who", metavar="NAME", help="only what this person saw; 57: who joined as line 57")
-    parser.add_argument("--from", dest="start", type=_moment_of, metavar="T", help="begin at this time, such as 1:23")
-    parser.add_argument("--to", "--at", dest="end", type=_moment_of, metavar="T", help="end at this time")
+    parser.add_argument("--from", dest="start", type=_moment_of, default=0.0, metavar="T", help="begin at this time, such as 1:23")
+    parser.add_argument("--to", "--at", dest="end", type=_moment_of, default=float("inf"), metavar="T",
+                        help="end at this time")
     parser.add_argument("--speed", type=_speed, default=1.0, metavar="X", help="2 is twice as fast")
     parser.add_argument("--max-gap", type=_seconds, default=2.0, metavar="S",
                         help="no silence longer than this (default 2; 0: as it was)")
     parser.add_argument("--instant", action="store_true", help="print everything at once")
     parser.add_argument("--follow", action="store_true", help="go on while the file grows")
-    parser.add_argument("--loop", action="store_true", help="begin again at the end")
     parser.add_argument("--times", choices=TIMES, default=TIMES[0], help="how the time of a line is shown")
-    parser.add_argument("--redact", action="store_true", help="other names for everybody, in texts too")
     outputs = parser.add_mutually_exclusive_group()
     for kind, words in (("html", "one page that plays it in a browser"), ("svg", "a picture of the window at the end"),
                         ("cast", "for players of recorded terminals"), ("txt", "plain text")):
@@ -4550,54 +4494,30 @@ def _moment_of(text):
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _seconds(text):
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < 1e9:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
-    return value
-
-
-def _speed(text):
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1e9:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a speed: 2 is twice as fast")
-    return value
-
-
 def _run_replay(options):
     if options.list:
         return print_recordings(options.file)
     if not options.file:
         options.parser.error("which FILE? --list lists what there is, demo is a sample")
     kinds = [kind for kind in EXPORTS if getattr(options, kind) is not None]
-    if options.start is not None and options.end is not None and options.end < options.start:
+    if options.end < options.start:
         options.parser.error("--to is before --from")
     if options.times != TIMES[0] and (kinds or options.report):
         options.parser.error("--times is for what is shown, not for what is written")
     if options.lang and not options.report:
         options.parser.error("--lang goes with --report; a page asks the browser for its language")
-    if options.redact:
-        print("(other names stand for all names, but inflected and short forms of names remain: look for them)",
-              file=sys.stderr)
     for kind in kinds:
         target = getattr(options, kind)
         if target and not target.endswith("." + kind):
             options.parser.error(f"--{kind} takes a file that ends in .{kind}")
-        return export(options.file, kind, target, options.who, options.start, options.end, options.max_gap,
-                      options.redact)
+        return export(options.file, kind, target, options.who, options.start, options.end, options.max_gap)
     if options.report:
-        if options.who or options.start is not None or options.end is not None:
+        if options.who or options.start or options.end < float("inf"):
             options.parser.error("--report tells of the whole session, from every seat; leave out --as, --from "
                                  "and --to")
-        return print(write_report(options.file, options.report, options.lang or "en", options.redact))
+        return print(write_report(options.file, options.report, options.lang or "en"))
     return replay(options.file, options.who, options.start, options.end, options.speed, options.max_gap,
-                  options.instant, options.follow, options.loop, options.times, options.redact)
+                  options.instant, options.follow, options.times)
 
 
 def main(argv=None):

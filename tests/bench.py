@@ -25,7 +25,9 @@ How to read the figures:
       itself showed amid what was printed, a key that never appeared and, where pyte is installed, a screen
       whose last rows are not the whole input line and the bar below it.
     * read-million: the transcript of a million events beside json.loads on each line of the same file.
-      play-gigabyte: on a terminal, until the first line is on it, and until one at a time typed after g.
+      open-N: the whole index of N events, the slowest of a hundred jumps in it, and the memory of that process.
+      play-N: on a terminal, until the first line is on it, and until one at a time typed after g: at once, while
+      the index is still being made, and when it is.
 
 CPU and memory come from /proc, so from Linux only; elsewhere these figures are "-".
 """
@@ -654,18 +656,44 @@ def reading(setup, variant, events):
     return {"CPU s": usage.ru_utime + usage.ru_stime, "peak MiB": peak / 1024 or None}
 
 
+# Run with a recording: how long its whole index takes, the longest of many jumps in it, and the memory of both.
+OPENING = """
+import json, resource, sys, time
+import chat
+started = time.perf_counter()
+with open(sys.argv[1], "rb") as file:
+    tape = chat.Tape(file)
+    tape.grow_whole()
+    opened, jumps, scenes = time.perf_counter() - started, [], chat.Scenes(tape)
+    for part in range(100):
+        started = time.perf_counter()
+        scenes[scenes.find(scenes.moments[-1] * (part * 37 % 100) / 100)]
+        jumps.append(time.perf_counter() - started)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+print(json.dumps({"s to open": opened, "ms to jump": max(jumps) * 1e3, "peak MiB": peak}))
+"""
+
+
+def opening(setup, variant, events):
+    """Make the index of a whole recording, in a process of its own, and jump about in it."""
+    command = [sys.executable, "-c", OPENING, recording(setup, events)]
+    done = subprocess.run(command, env=setup.environment(), cwd=TOP, stdout=subprocess.PIPE, check=True)
+    return json.loads(done.stdout.decode())
+
+
 def entering(setup, variant, events, size):
     """Play a long recording on a terminal: until its first line is there, and until one at its other end is."""
     path, start = recording(setup, events, size), clock()
     with on_terminal(setup, ["replay", path], b"m1") as (_, master, said):
         first, delays = clock() - start, []
-        for part in (0.9, 0.1, 0.5, 0.99):
+        for part in (0.99, 0.1, 0.9, 0.5, 0.3):
             n = int(events * part)
             os.write(master, b"g%d\r" % (n // 10 + 1))
             start = clock()
             read_until(master, b"line %d x" % (n // 10 * 10 + 10))
             delays.append(clock() - start)
-    return {"GB": os.path.getsize(path) / 1e9, "ms to the first line": first * 1e3, "ms to any time": max(delays) * 1e3}
+    return {"GB": os.path.getsize(path) / 1e9, "ms to the first line": first * 1e3,
+            "ms to a time before all is known": delays[0] * 1e3, "ms to any time then": max(delays[1:]) * 1e3}
 
 
 def paging(setup, variant, events):
@@ -709,6 +737,10 @@ CELLS = [
     Cell("typing-5000", "typing", typing, {"rate": 5000}),
     Cell("typing-20000", "typing", typing, {"rate": 20000}),
     Cell("read-million", "reading", reading, {"events": 1_000_000}),
+    Cell("open-100000", "playing", opening, {"events": 100_000}),
+    Cell("open-million", "playing", opening, {"events": 1_000_000}),
+    Cell("play-100000", "playing", entering, {"events": 100_000, "size": 40}),
+    Cell("play-million", "playing", entering, {"events": 1_000_000, "size": 40}),
     Cell("play-gigabyte", "playing", entering, {"events": 1_000_000, "size": 1000}),
     Cell("page-100000", "playing", paging, {"events": 100_000}),
 ]

@@ -1,5 +1,6 @@
 """What tests of a room share: clients that send and expect, servers for them, a wire without a network."""
 import contextlib
+import io
 import json
 import os
 import re
@@ -295,3 +296,150 @@ class Tape:
 
     def close(self):
         pass
+
+
+# --- recordings: one session and one set of builders ---
+
+
+SESSION = {"ev": "session", "n": 0, "t": 0.0, "v": 1, "id": "s1", "start": "2026-11-20T12:00:00.000+03:00",
+           "room": "лаб"}
+EVENTS = [
+    SESSION,
+    {"ev": "join", "n": 1, "t": 1.0, "who": "юля", "from": 0},
+    {"ev": "say", "n": 2, "t": 1.5, "who": "юля", "text": "привет\nмир"},
+    {"ev": "leave", "n": 3, "t": 61.5, "who": "юля", "why": "left"},
+    {"ev": "end", "n": 4, "t": 65.5},
+]
+
+
+def join(n, who, first=0, **more):
+    return {"ev": "join", "n": n, "t": float(n), "who": who, "from": first, **more}
+
+
+def say(n, who="ann", text="hi", **more):
+    return {"ev": "say", "n": n, "t": float(n), "who": who, "text": text, **more}
+
+
+def nick(n, who, name, **more):
+    return {"ev": "nick", "n": n, "t": float(n), "who": who, "name": name, **more}
+
+
+def leave(n, who, why="left", **more):
+    return {"ev": "leave", "n": n, "t": float(n), "who": who, "why": why, **more}
+
+
+def mark(n, text="part"):
+    return {"ev": "mark", "n": n, "t": float(n), "text": text}
+
+
+def end(n):
+    return {"ev": "end", "n": n, "t": float(n)}
+
+
+def welcome(n, you, *people):
+    return {"re": "welcome", "t": n + 1.0, "you": you, "n": n, "people": [*people, you]}
+
+
+def tell(t, who, to):
+    return {"re": "tell", "t": float(t), "who": who, "to": to, "text": "psst"}
+
+
+def data(events):
+    return b"".join(map(chat.encode, events))
+
+
+def session(*events, **fields):
+    """A server's file: these events numbered, each given as (word, t, fields)."""
+    return [{**SESSION, **fields},
+            *({"ev": word, "n": n, "t": float(t), **rest} for n, (word, t, rest) in enumerate(events, 1))]
+
+
+def put(path, events):
+    """Write these events into a file."""
+    path.write_bytes(data(events))
+    return path
+
+
+def tape_of(events):
+    """The tape of these events, or of these bytes."""
+    return chat.Tape(io.BytesIO(events if type(events) is bytes else data(events)))
+
+
+def read_file(file):
+    """The events of a session file, and the remarks on it."""
+    lines = chat.Lines(file)
+    while lines.grow() is not None:
+        pass
+    return [event for i in range(len(lines)) for event in lines.read(i)]
+
+
+# Somebody's own recording.
+MINE = [welcome(2, "bob", "ann"), SESSION, join(1, "ann"), say(2), join(3, "bob", 0), tell(3.5, "ann", "bob"),
+        say(4), nick(5, "bob", "rob"), {"re": "who", "t": 5.0, "people": ["ann", "rob"]},
+        {"re": "error", "t": 5.0, "code": "nobody", "text": "no"}, join(7, "eve", 2), say(8)]
+
+# What no file should do harm with.
+EVIL = "\x1b[2J\x1b]0;x\x07\r\x9b2J\u202eevil\u2066\0\x7f\x85\u2028\t"
+ODD = [None, True, -1, 1 << 60, 1e300, 0.5, [], {}, [[1]], {"a": []}, EVIL, "\ud800", ""]
+NUMBERS = [b"-1", b"2", b"NaN", b"Infinity", b"1e999", b"9" * 5000, b"1.5", b"true", b'"1"', b"[]"]
+STRANGE = {
+    "empty": b"",
+    "blank": b"\n\r\n \n",
+    "binary": bytes(range(256)) * 40,
+    "text": "купить молоко\n".encode() * 9,
+    "only a session": data([SESSION]),
+    "torn": data(EVENTS)[:-9],
+    "torn in a letter": data(EVENTS)[:data(EVENTS).index("привет".encode()) + 1],
+    "torn at the newline": data(EVENTS)[:-1],
+    "torn session": data([SESSION])[:-1],
+    "a giant line": data(EVENTS[:3]) + b"x" * (9 << 20) + b"\n" + data(EVENTS[3:]),
+    "a giant event": data([*EVENTS[:3], say(3, text="x" * (9 << 20)), EVENTS[4]]),
+    "nothing but a giant line": b"{" * (9 << 20),
+    "a later version": data([{**SESSION, "v": 2}, *EVENTS[1:]]),
+    "a later version in the middle": data([*EVENTS[:3], {**SESSION, "n": 3, "v": 99}, *EVENTS[3:]]),
+    "times that fall": data([SESSION, *[{**say(n), "t": float(-n % 7)} for n in range(1, 40)]]),
+    "huge numbers": data([{**SESSION, "n": 2**53 - 1, "t": 9e10}, {**join(2**53 - 1, EVIL), "t": 9.9e10}]),
+    "wrong numbers": data([SESSION, join(1, "ann")]) + b"".join(
+        b'{"ev":"%b","n":%b,"t":%b,"who":"a","text":"x"}\n' % (word, n, t) for word in (b"say", b"poll")
+        for n in NUMBERS for t in NUMBERS) + data([end(3)]),
+    "unknown events": data([SESSION, join(1, "ann")]) + b"".join(
+        (json.dumps({"ev": word, "n": odd, "t": 2.0, "who": odd, "name": odd, "text": odd, "to": odd,
+                     "id": odd, "people": odd, "why": odd, "x": "join"}) + "\n").encode()
+        for word in ("poll", EVIL, "", "welcome", "tell", "here") for odd in ODD),
+    "unknown replies": data([MINE[0], SESSION, *MINE[2:5]]) + b"".join(
+        (json.dumps({"re": word, "n": odd, "t": 4.0, "who": odd, "name": odd, "text": odd, "to": odd,
+                     "people": odd, "recorded": odd}) + "\n").encode()
+        for word in ("join", "mark", "poll", EVIL, "end") for odd in ODD),
+    "odd fields in known events": data([SESSION]) + b"".join(
+        (json.dumps({**event, "id": odd, "name": odd, "to": odd, "people": odd, "recorded": odd, "re": odd,
+                     "here": odd, "text": odd, **event}) + "\n").encode()
+        for event in (join(1, "ann"), say(2), mark(3), {**mark(4), "ev": "notice", "why": "kicked"},
+                      leave(5, "ann", "kicked"), leave(5, "ann", EVIL), end(6)) for odd in ODD),
+    "evil texts": data([{**SESSION, "room": EVIL}, join(1, EVIL), join(2, "ann"), say(3, EVIL, EVIL),
+                        mark(4, EVIL), {**say(5, EVIL, EVIL), "ev": "me"}, nick(6, EVIL, EVIL + "2"),
+                        leave(7, EVIL + "2", EVIL, text=EVIL), {**mark(8, EVIL), "ev": "notice"}]),
+    "evil private lines": data([welcome(1, EVIL, "ann"), {**SESSION, "room": EVIL}, join(2, EVIL),
+                                tell(3, EVIL, "x"),
+                                {"re": "error", "t": 3.0, "code": EVIL, "text": EVIL, "name": EVIL},
+                                {"re": "who", "t": 3.0, "people": [EVIL]}]),
+    "odd lists of people": data([SESSION]) + b"".join(
+        (json.dumps({"re": word, "t": 1.0, "you": "ann", "n": 1, "people": odd}) + "\n").encode()
+        for word in ("welcome", "who")
+        for odd in [*ODD, [None], [["a"]], ["a", 1], ["a"] * 2, ["\ud800"], [EVIL, ""]]),
+    "a session in the middle": data([SESSION, join(1, "ann"), {**SESSION, "n": 2, "room": "other"}, say(3)]),
+    "two sessions": data([SESSION, {**SESSION, "id": "s2"}, *EVENTS[1:], *EVENTS]),
+    "a session behind others": data([join(1, "ann"), say(2), SESSION, say(3), *MINE]),
+    "from beyond n": data([SESSION, join(1, "ann", 999), say(2), join(3, "bob", 2**53 - 1), leave(4, "bob")]),
+    "joined twice": data([SESSION, join(1, "ann"), join(2, "ann"), join(2, "ann"), nick(3, "ann", "ann"),
+                          say(4), leave(5, "ann"), leave(6, "ann"), nick(7, "ann", "bob"), end(8),
+                          end(9), end(9)]),
+    "welcome again and again": data([MINE[0], MINE[0], SESSION, *MINE, *MINE, MINE[0]]),
+    "names of nothing": data([SESSION, join(1, ""), join(2, " "), say(3, "", " "), nick(4, "", "\n"),
+                              leave(5, " ")]),
+    "the end of the world": data([{**SESSION, "start": "9999-12-31T23:59:59.999+00:00"}, join(1, "ann"),
+                                  {**end(2), "t": 9.9e10}]),
+    "the beginning of the world": data([{**SESSION, "start": "0001-01-01T00:00:00.000+23:59"}, *EVENTS[1:]]),
+    "deep": data(EVENTS[:2]) + b'{"ev":"x","t":1.5,"a":' + b"[" * 5000 + b"]" * 5000 + b"}\n"
+    + data(EVENTS[2:]),
+}
+UNWANTED = re.compile("[\0-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")

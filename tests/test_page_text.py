@@ -11,15 +11,13 @@ import tracemalloc
 import zipfile
 
 import chat
+import helpers
 
-SESSION = {"ev": "session", "n": 0, "t": 0.0, "v": 1, "id": "s1", "start": "2026-11-20T12:00:30.500+03:00",
-           "room": "лаб"}
+SESSION = {**helpers.SESSION, "start": "2026-11-20T12:00:30.500+03:00"}
 
 
 def session(*events, **fields):
-    """A server's file: these events numbered, each given as (word, t, fields)."""
-    return [{**SESSION, **fields},
-            *({"ev": word, "n": n, "t": t, **rest} for n, (word, t, rest) in enumerate(events, 1))]
+    return helpers.session(*events, **{**SESSION, **fields})
 
 
 # Names that change, are given up and are taken again; one who comes late; a second start on the same file.

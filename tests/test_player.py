@@ -13,16 +13,12 @@ from wcwidth import wcswidth
 
 import chat
 import terminal
-from test_replay import STRANGE, UNWANTED
-
-SESSION = {"ev": "session", "n": 0, "t": 0.0, "v": 1, "id": "s1", "start": "2026-11-20T12:00:00.000+03:00",
-           "room": "lab"}
+from helpers import SESSION, STRANGE, UNWANTED, data, join, session, tape_of
 
 
 def recording(*lines):
     """A session of these (time, event) pairs, numbered from 1."""
-    return [SESSION] + [{"ev": word, "n": n, "t": float(t), **fields}
-                        for n, (t, word, fields) in enumerate(lines, 1)]
+    return session(*((word, t, fields) for t, word, fields in lines))
 
 
 def ann(text):
@@ -33,14 +29,6 @@ TALK = recording((1, "join", {"who": "ann", "from": 0}), (2, "say", ann("a")), (
                  (4, "say", ann("c")), (10, "mark", {"text": "M"}), (11, "say", ann("d")),
                  (40, "mark", {"text": "N"}), (41, "say", ann("e")), (42, "end", {}))
 SHOWN = "room joined a b c M d N e closed".split()
-
-
-def data(events):
-    return b"".join(map(chat.encode, events))
-
-
-def tape_of(events):
-    return chat.Tape(io.BytesIO(data(events)))
 
 
 class News:
@@ -104,7 +92,7 @@ class Evening:
             if text.startswith("—"):
                 text = text.strip("— ")
             else:
-                text = "room" if "room lab" in text else (text.split() or [""])[-1]
+                text = "room" if "room лаб" in text else (text.split() or [""])[-1]
             self.shown.append((round(self.news.now, 3), text))
             if text in self.on_sight:
                 self.press(*self.on_sight.pop(text)[1:])
@@ -146,7 +134,7 @@ def test_events_come_at_their_times(options, times):
     ([(5.0, "."), ], [(5.0, "M"), (6.0, "d")]),
     ([(5.0, "space"), (6.0, "."), (8.0, "."), (9.0, "space")], [(6.0, "M"), (8.0, "d"), (38.0, "N")]),
     ([(5.0, "space"), (6.0, "."), (9.0, "space")], [(6.0, "M"), (10.0, "d")]),
-    ([(5.0, "l"), (6.0, "l"), (7.0, "?")], [(10.0, "M"), (11.0, "d")]),
+    ([(7.0, "?")], [(10.0, "M"), (11.0, "d")]),
 ], ids=lambda value: str(value) if type(value[0][1]) is str else "")
 def test_the_pace_changes_from_that_moment_on(presses, next_ones):
     shown = [(when, text) for when, text in play(*presses, max_gap=0).since(4.5) if len(text) == 1]
@@ -163,11 +151,11 @@ def test_a_step_shows_one_event_at_a_time_within_a_moment_too():
     (1000.0, "+", 1, 1000.0), (1000.0, "-", 1, 500.0), (0.01, "-", 1, 0.01), (0.01, "+", 1, 0.02),
     (1e-300, "+", 1, 2e-300)])
 def test_the_speed_stays_within_limits_and_moves_only_as_asked(speed, key, times, becomes):
-    assert play(*[(0.0, key)] * times, until=0.5, speed=speed).player.speed == becomes
+    assert play(*[(0.0, key)] * times, until=0.5, speed=speed).player.tempo.speed == becomes
 
 
 @pytest.mark.parametrize("key, typed", [("PgUp", None), ("/", "nowhere"), ("g", "soon"), ("g", ""), ("/", ""),
-                                        ("a", "nobody"), ("l", None), ("?", None)])
+                                        ("a", "nobody"), ("?", None)])
 def test_what_leads_nowhere_delays_nothing(key, typed):
     presses = [(5.0 + step, key, typed) for step in range(4)]
     assert (10.0, "M") in play(*presses, max_gap=0).shown
@@ -217,12 +205,14 @@ def test_a_remark_within_the_moment_does_not_hide_what_comes_next():
     assert [text for text in evening.texts if len(text) < 9] == "room joined a b c here d N e closed".split()
 
 
+@pytest.mark.parametrize("size", [64, 512 << 10], ids=["not known yet", "known"])
 @pytest.mark.parametrize("seed", range(20))
-def test_whatever_is_pressed_each_stretch_is_shown_whole_and_once(seed):
+def test_whatever_is_pressed_each_stretch_is_shown_whole_and_once(seed, size, monkeypatch):
+    monkeypatch.setattr(chat, "INDEX_BYTES", size)
     chance, presses, when = random.Random(seed), [], 0.0
     for _ in range(30):
         when += chance.choice([0, 0.1, 0.5, 3, 7])
-        key = chance.choice("space . left right PgUp PgDn + - = g / a l ?".split())
+        key = chance.choice("space . left right PgUp PgDn + - = g / a ?".split())
         typed = {"g": chance.choice(["0:04", "10", "39.5", "x", ""]), "/": "nowhere", "a": "nobody"}.get(key)
         presses.append((chance.choice([when, when, chance.choice(SHOWN)]), key, typed))
     evening = Evening(TALK, *presses, until=when + 50)
@@ -233,7 +223,7 @@ def test_whatever_is_pressed_each_stretch_is_shown_whole_and_once(seed):
             stretches.append([])
         elif text in SHOWN:
             stretches[-1].append(text)
-    assert len(stretches) > 3
+    assert len(stretches) > 2
     for moment, stretch in zip(moments, stretches):  # a moment is told without its parts of a second
         assert stretch in [[text for event, text in zip(TALK, SHOWN) if event["t"] >= t][:len(stretch)]
                            for t in (moment, moment + 0.9)], evening.shown
@@ -284,7 +274,7 @@ def test_a_seat_plays_from_its_history_to_its_leave():
     evening = Evening(MET, who="bob")
     assert evening.shown == [(0, "room"), (0, "a"), (0, "K"), (0, "joined"), (1, "rob"), (2, "b"),
                              (3, "left")]
-    assert (evening.player.length, evening.player.ended) == (8.0, True)
+    assert evening.player.status(80).startswith("the end  0:08 / 0:08")
 
 
 @pytest.mark.parametrize("press, came", [
@@ -330,25 +320,8 @@ def test_a_seat_keeps_to_its_own_marks():
 
 def test_at_the_end_it_stays_until_it_is_told_otherwise():
     evening = play((60.0, "left"), until=100.0)
-    assert evening.player.ended and evening.news.now == 100.0
+    assert evening.player.status(80).startswith("the end") and evening.news.now == 100.0
     assert evening.since(60.0) == [(60.0, "back at 0:37"), (62.0, "N"), (63.0, "e"), (64.0, "closed")]
-
-
-def test_a_loop_begins_again_after_a_pause():
-    evening = play(until=16.0, loop=True)
-    assert evening.since(11.0) == [(11.0, "closed"), (13.0, "back at 0:00"), (13.0, "room"),
-                                   (14.0, "joined"), (15.0, "a")]
-
-
-def test_a_loop_can_begin_at_the_end_and_stop_later():
-    evening = play((30.0, "l"), (33.0, "l"), until=90.0)
-    assert evening.since(30.0)[:3] == [(30.0, "back at 0:00"), (30.0, "room"), (31.0, "joined")]
-    assert evening.since(41.0) == [(41.0, "closed")]
-
-
-def test_a_loop_of_a_single_moment_is_no_flood():
-    assert len(Evening([SESSION], until=20.0, loop=True).shown) == 19  # the line and a note every two seconds
-    assert len(Evening([SESSION], until=20.0, loop=True, max_gap=0).shown) == 7  # or every five
 
 
 @pytest.mark.parametrize("options, shown", [
@@ -362,10 +335,6 @@ def test_a_loop_of_a_single_moment_is_no_flood():
 ], ids=str)
 def test_it_plays_from_and_to_these_times(options, shown):
     assert play(**options).shown == shown
-
-
-def test_a_loop_begins_where_it_began():
-    assert play(start=10.0, end=11.0, loop=True, until=4.5).texts == ["M", "d", "back at 0:10", "M", "d"]
 
 
 @pytest.mark.parametrize("press, came", [
@@ -414,8 +383,7 @@ def test_keys_work_while_more_is_waited_for(grown):
 
 
 def test_who_came_while_it_was_followed_can_be_asked_for(grown):
-    join = {"ev": "join", "n": 6, "t": 10.5, "who": "eve", "from": 6}
-    evening = grown(6, (3.0, "a", "eve"), (5.0, data([join])), (7.0, "a", "eve"), (8.0, "PgUp"), until=20.0)
+    evening = grown(6, (3.0, "a", "eve"), (5.0, data([join(6, "eve", 6, t=10.5)])), (7.0, "a", "eve"), (8.0, "PgUp"), until=20.0)
     assert [text for when, text in evening.since(3.0)] == [
         "nobody called eve is in this recording; there are ann (1)", "joined", "what eve (6) saw, at 0:10",
         "room", "joined", "there is no mark before this"]
@@ -435,7 +403,7 @@ def test_a_pause_holds_what_is_written(grown):
     ({}, [(4.5, "space")], 30.0, "paused  0:04 / 0:42  1x ━━━━"),
     ({}, [], 30.0, "the end  0:42 / 0:42  1x ━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━"),
     ({"speed": 2.5}, [], 30.0, "the end  0:42 / 0:42  2.5x ━━━"),
-    ({"loop": True, "speed": 0.5}, [], 1.0, "playing  0:00 / 0:42  0.5x ─────"),
+    ({"speed": 0.5}, [], 1.0, "playing  0:00 / 0:42  0.5x ─────"),
     ({"start": 10.0, "end": 20.0}, [], 0.5, "playing  0:10 / 0:20  1x ━━"),
 ], ids=str)
 def test_the_status_tells_where_it_is(options, presses, until, status):
@@ -445,7 +413,6 @@ def test_the_status_tells_where_it_is(options, presses, until, status):
 def test_the_status_names_who_is_seen_by_the_name_of_that_moment():
     assert Evening(MET, who="bob", until=0.5).player.status(80).endswith("─ as bob")
     assert Evening(MET, who="bob", until=2.5).player.status(80).endswith("─ as rob")
-    assert Evening(MET, who="bob", until=2.5, loop=True).player.status(80).endswith("─ as rob loop")
     assert " as " not in Evening(MET, until=1.5).player.status(80)
 
 
@@ -453,15 +420,14 @@ LONG = [{**SESSION, "t": 90_000.0}, {"ev": "join", "n": 1, "t": 1e10, "who": "�
 
 
 @pytest.mark.parametrize("events, options", [
-    (TALK, {}), (MET, {"who": "bob", "loop": True}), ([SESSION], {"loop": True}), (LONG, {}), ([SESSION], {}),
-    (LONG, {"who": "1", "loop": True, "speed": 123.456}), (TALK, {"start": 42.0}), (TALK, {"speed": 1e-7})],
-                         ids=["talk", "seat", "looped", "years", "a moment", "wide name", "the end", "slow"])
+    (TALK, {}), (MET, {"who": "bob"}), (LONG, {}), ([SESSION], {}), (LONG, {"who": "1", "speed": 123.456}), (TALK, {"start": 42.0}), (TALK, {"speed": 1e-7})],
+                         ids=["talk", "seat", "years", "a moment", "wide name", "the end", "slow"])
 def test_the_status_is_one_row_however_narrow(events, options):
     player = Evening(events, until=3.0, **options).player
     for columns in range(0, 201):
         status = player.status(columns)
         assert wcswidth(status) < max(columns, 1), status
-        assert wcswidth(status) == columns - 2 or player.viewer or player.loop or columns < 50
+        assert wcswidth(status) == columns - 2 or options.get("who") or columns < 50
 
 
 def test_the_status_holds_nothing_that_a_terminal_obeys():
@@ -469,20 +435,12 @@ def test_the_status_holds_nothing_that_a_terminal_obeys():
     assert Evening(events, who="1", until=0.5).player.status(80).endswith("─ as e\u241b[2J ve")
 
 
-@pytest.mark.parametrize("seat_first", [True, False])
-def test_the_status_is_one_row_while_a_seat_is_taken(seat_first):
-    player = play(until=3.0).player
-    player.seat = chat.Seat({"n": 7, "from": 1, "t": 41.0 if seat_first else 0.0, "who": "ann"})
-    player.length = 42.0 if seat_first else 0.0
-    assert wcswidth(player.status(80)) < 80
-
-
 # --- hostile files ---
 
 
 @pytest.mark.parametrize("name", STRANGE)
 def test_no_file_does_harm_to_the_player(name):
-    keys = [key for keys, key, words, run in chat.PLAYER_KEYS if key not in ("q", "space", "l")]
+    keys = [key for keys, key, words, run in chat.PLAYER_KEYS if key not in ("q", "space")]
     presses = [(when, key, typed) for typed in ("a", "2", "")
                for when, key in enumerate(keys, 10 + 20 * len(typed))]
     try:
@@ -534,7 +492,7 @@ def opened(tmp_path):
         def open_one(events=LESSON, *options, **settings):
             os.environ.pop("NO_COLOR", None)
             path = tmp_path / "lab.jsonl"
-            path.write_bytes(events if type(events) is bytes else data(events))
+            path.write_bytes(data(events))
             command = [*CHAT, "replay", str(path), *options]
             screen = Screen(command, cwd=tmp_path, columns=100, **{"env": None, **settings})
             stack.callback(screen.close)
@@ -552,7 +510,7 @@ def player(opened):
     return screen
 
 
-ROWS = ["-- room lab, open since 2026-11-20 12:00", "-- ann joined", "ann: first"]
+ROWS = ["-- room лаб, open since 2026-11-20 12:00", "-- ann joined", "ann: first"]
 
 
 @needs_terminal
@@ -661,6 +619,24 @@ def test_tab_lists_the_names_that_are_possible(opened):
 
 
 @needs_terminal
+@pytest.mark.parametrize("key, question", [("/", "find:"), ("g", "go to (such as 1:23):"), (None, None)])
+def test_tab_lists_names_only_while_it_is_asked_for_one(player, key, question):
+    player.type("a")
+    player.see_prompt("as whom (nobody: all that was said):")
+    player.type("\x1b")
+    player.wait(lambda: "as whom" not in player.text(), "no question")
+    if question:
+        player.type(key)
+        player.see_prompt(question)
+    player.type("\t\t")
+    if question:
+        player.type("x\x1b")
+    player.type("+")
+    player.see_status("^playing  0:0[0-9] / 1:40  2x [━─]{60,}$")
+    assert player.said() == ROWS
+
+
+@needs_terminal
 @pytest.mark.parametrize("typed", [
     "xyz", "\r\r", "ЖЩ", "\x12xyz", "\x13xyz", "\x0f", "\x1b\r", "\x15\x0b\x17", "\x1b[A\x1b[B", "\t",
     "\x1bOP", PASTE % "hello\nq", PASTE % " ", PASTE % "q.", "\x7f", "\x11xyz", "\x16xyz", "\x1b1\x1b2x",
@@ -721,7 +697,7 @@ def test_a_resized_terminal_has_one_status(player):
 @needs_terminal
 def test_a_narrow_terminal_keeps_the_status_in_one_row(opened):
     path = opened().process.args[-1]
-    screen = Screen([*CHAT, "replay", path, "--as", "юля", "--loop"], columns=20)
+    screen = Screen([*CHAT, "replay", path, "--as", "юля"], columns=20)
     try:
         screen.wait(lambda: any(row.startswith("playing  0:50 / 1:4") for row in screen.rows()), "the status")
         screen.type("?")

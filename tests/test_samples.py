@@ -16,7 +16,7 @@ needs_terminals = pytest.mark.skipif(not terminal.fcntl, reason="needs pseudo-te
 def read(path):
     """All that a reader is given of a session file, remarks included."""
     with open(path, "rb") as file:
-        return list(chat.read_session(file))
+        return helpers.read_file(file)
 
 
 def expected(scene):

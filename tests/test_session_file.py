@@ -14,10 +14,8 @@ import types
 import pytest
 
 import chat
-from helpers import ask
+from helpers import SESSION, ask, read_file
 
-SESSION = {"ev": "session", "n": 0, "t": 0.0, "v": 1, "id": "s1", "start": "2026-11-20T12:00:00.000+03:00",
-           "room": "лаб"}
 HEAD = chat.encode(SESSION)
 HERE = os.path.dirname(chat.__file__)
 
@@ -309,7 +307,7 @@ def test_what_could_not_be_kept_is_a_gap_that_readers_name(begun, disk, path):
     disk.left = 1 << 30
     begun.write(say(4))
     with open(path, "rb") as file:
-        events = list(chat.read_session(file))
+        events = read_file(file)
     assert [event.get("n") for event in events] == [0, 1, None, 3, 4]
     assert events[2]["text"].startswith("1 ")
 
@@ -387,9 +385,9 @@ LAST = say(3, "не дописано 😀")
 
 def go_on(path):
     """Go on in this file as a server does, with one more line."""
-    session, last, people, tail, size = chat.recover(path)
+    session, n, t, people, tail, size = chat.recover(path)
     recording = chat.Recording(path, chat.encode(session), size)
-    recording.write(say(last["n"] + 1))
+    recording.write(say(n + 1))
     recording.close()
 
 
@@ -408,11 +406,11 @@ def test_nothing_is_set_aside_where_nothing_is_torn(path):
     assert not os.path.exists(path + ".torn")
 
 
-@pytest.mark.parametrize("line", [b"garbage\n", b"\n", b'{"ev":"say","n":9}\n'], ids=str)
-def test_a_damaged_line_at_the_end_is_whole_and_stays(path, line):
+@pytest.mark.parametrize("line, n", [(b"garbage\n", 4), (b"\n", 3), (b'{"ev":"say","n":9}\n', 4)], ids=str)
+def test_a_damaged_line_at_the_end_is_whole_and_stays_and_so_does_its_number(path, line, n):
     put(path, WHOLE, line)
     go_on(path)
-    assert content(path) == WHOLE + line + say(3)
+    assert content(path) == WHOLE + line + say(n)
     assert not os.path.exists(path + ".torn")
 
 
@@ -437,33 +435,33 @@ def test_a_session_is_recovered_with_its_id(path):
 
 def test_the_newest_event_is_recovered(path):
     put(path, WHOLE, say(3, t=99.5), LAST[:20])
-    assert (chat.recover(path)[1]["n"], chat.recover(path)[1]["t"]) == (3, 99.5)
+    assert chat.recover(path)[1:3] == (3, 99.5)
 
 
 def test_the_newest_event_may_be_one_that_nobody_knows(path):
     put(path, WHOLE, b'{"ev":"poll","n":3,"t":77.0}\n')
-    assert (chat.recover(path)[1]["n"], chat.recover(path)[1]["t"]) == (3, 77.0)
+    assert chat.recover(path)[1:3] == (3, 77.0)
 
 
 def test_a_session_without_events_is_recovered(path):
     put(path, HEAD)
-    session, last, people, tail, size = chat.recover(path)
-    assert (session, last["n"], people, tail, size) == (SESSION, 0, {}, b"", len(HEAD))
+    session, n, t, people, tail, size = chat.recover(path)
+    assert (session, n, people, tail, size) == (SESSION, 0, {}, b"", len(HEAD))
 
 
 def test_damaged_lines_are_passed_over(path):
-    put(path, HEAD, say(1), b"garbage\n", b"\xff\xfe\n", b"\n", say(2), b'{"ev":"say","n":9}\n')
-    assert chat.recover(path)[1]["n"] == 2
+    put(path, HEAD, say(1), b"garbage\n", b"\xff\xfe\n", b"\n", say(4), b'{"ev":"say","n":9}\n')
+    assert chat.recover(path)[1] == 5, "damaged lines have numbers, too"
 
 
 def test_people_who_were_inside_are_recovered_with_their_seats(path):
     put(path, HEAD, join(1, "юля"), join(2, "bob"), join(3, "ann"), leave(4, "bob"), nick(5, "ann", "eve"))
-    assert chat.recover(path)[2] == {"юля": 1, "eve": 3}
+    assert chat.recover(path)[3] == {"юля": 1, "eve": 3}
 
 
 def test_nobody_is_inside_after_the_end(path):
     put(path, HEAD, join(1, "юля"), end(2))
-    assert chat.recover(path)[2] == {}
+    assert chat.recover(path)[3] == {}
 
 
 @pytest.mark.parametrize("lines, people", [
@@ -481,13 +479,13 @@ def test_who_is_here_is_what_the_events_add_up_to(lines, people):
 
 def test_the_tail_is_every_line_but_the_first_of_a_short_file(path):
     put(path, WHOLE, LAST[:10])
-    assert chat.recover(path)[3] == join(1, "юля") + say(2)
+    assert chat.recover(path)[4] == join(1, "юля") + say(2)
 
 
 def test_the_tail_of_a_long_file_is_its_last_whole_lines(path):
     lines = [say(n, "ж" * 500) for n in range(1, 600)]
     put(path, HEAD, *lines, LAST[:10])
-    tail = chat.recover(path)[3]
+    tail = chat.recover(path)[4]
     assert chat.HISTORY_BYTES - 2 * len(lines[0]) < len(tail) <= chat.HISTORY_BYTES
     assert b"".join(lines).endswith(tail) and tail.startswith(b'{"ev":"say"')
 
@@ -496,7 +494,7 @@ def test_the_tail_of_a_long_file_is_its_last_whole_lines(path):
 def test_the_tail_never_holds_the_session_line(path, monkeypatch, spare):
     monkeypatch.setattr(chat, "HISTORY_BYTES", len(WHOLE) - len(HEAD) + spare)
     put(path, WHOLE)
-    assert chat.recover(path)[3] == WHOLE[len(HEAD):]
+    assert chat.recover(path)[4] == WHOLE[len(HEAD):]
 
 
 WELCOME = chat.encode({"re": "welcome", "t": 9.0, "you": "bob", "n": 40, "people": ["bob"]})
@@ -545,7 +543,7 @@ def test_a_server_that_goes_on_leaves_no_gap_and_nobody_behind(path):
     room.flush()
     room.fanout.recording.close()
     with open(path, "rb") as file:
-        events = list(chat.read_session(file))
+        events = read_file(file)
     assert [event["n"] for event in events] == [0, 1, 2, 3, 4]
     assert (events[3]["ev"], events[3]["who"], events[3]["why"]) == ("leave", "юля", "lost")
     assert room.log.session == SESSION
@@ -569,7 +567,7 @@ def test_an_empty_file_becomes_a_session(path):
 
 
 def read(*lines):
-    return list(chat.read_session(io.BytesIO(b"".join(lines))))
+    return read_file(io.BytesIO(b"".join(lines)))
 
 
 def in_short(event):
@@ -712,7 +710,7 @@ def test_a_gigantic_line_is_skipped_in_bounded_memory(path):
     tracemalloc.start()
     try:
         with open(path, "rb") as file:
-            seen = list(map(in_short, chat.read_session(file)))
+            seen = list(map(in_short, read_file(file)))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
