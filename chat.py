@@ -1049,16 +1049,20 @@ class Member:
         self.reader_gone = False
 
 
-# What the next round has to do besides sending what is new, in this order.
-Work = collections.namedtuple("Work", "coming parting letters gone")
+class Work(collections.namedtuple("Work", "coming parting letters gone")):
+    """What the next round has to do besides sending what is new, in this order."""
+
+    # (newcomer, its welcome, the place in the log where its history begins); (leaver, the place where its log ends or
+    # None for where it is, its last line); (member, a line for it alone, after all that is in the log by now);
+    # members that have left and whose reader is gone.
 
 
 class Fanout:
     """Carries what is new in the log to everyone, round by round."""
 
-    # Three kinds of callers. With the lock held the room leaves word of what the next round is to do: `admit`,
-    # `part`, `post`, `bury`. Without lock and baton anybody calls `flush`. All the rest is done with the baton,
-    # the caretaker's calls too, which waits where a round must not: for full sockets and for farewells.
+    # With the lock held the room leaves word in `work` of what the next round is to do. Without lock and baton
+    # anybody calls `flush`. All the rest is done with the baton, also by the caretaker, which waits where a round
+    # must not: for full sockets and for farewells.
     #
     # `ask` is how it tells the room what it found: that somebody is lost or too slow, or the recording fails.
 
@@ -1078,24 +1082,6 @@ class Fanout:
         self.lagging = {}  # member: None, in the order of their falling behind
         self.farewells = {}  # member: when its socket is shut, whatever is left to send
         self.stuck, self.graves = [], []  # for the caretaker: to be watched, and to be closed
-
-    # --- word for the next round: the lock is held ---
-
-    def admit(self, member, welcome, place):
-        """Have a newcomer sent its welcome, and the log from this place on."""
-        self.work.coming.append((member, welcome, place))
-
-    def part(self, member, place, last):
-        """Have a member's log end at this place, or where it is if that is None, and then this be the last."""
-        self.work.parting.append((member, place, last))
-
-    def post(self, member, letter):
-        """Have a line sent to one member, after all that is in the log by now."""
-        self.work.letters.append((member, letter))
-
-    def bury(self, member):
-        """Have the socket of a member closed that has left and whose reader is gone."""
-        self.work.gone.append(member)
 
     # --- a round ---
 
@@ -1321,7 +1307,7 @@ class Room:
     def bury(self, member):
         """Have the socket of a member closed that has left and whose reader is gone."""
         with self.lock:
-            self.fanout.bury(member)
+            self.fanout.work.gone.append(member)
             self.fanout.unsent = True
 
     def since(self, n):
@@ -1344,7 +1330,7 @@ class Room:
     def post(self, member, fields):
         """Have a reply sent to one member."""
         if not member.left and member.out:
-            self.fanout.post(member, encode(fields))
+            self.fanout.work.letters.append((member, encode(fields)))
             self.fanout.unsent = True
 
     def find(self, name):
@@ -1379,116 +1365,104 @@ class Room:
             place, last = None, b""
         if why in ("slow", "kicked"):
             last += encode(self.error(ChatError(text, why)))
-        self.fanout.part(member, place, last)
+        self.fanout.work.parting.append((member, place, last))
         member.left = True
         del self.people[member.key]
 
+    # --- the decisions: what each request becomes; the lock is held ---
 
-# --- the decisions: what each request becomes ---
+    def _hello(self, member, request):
+        name = check_name(request["name"])
+        key = name_key(name)
+        if member.seat is not None:
+            raise ChatError("you are in the room already")
+        if self.closed:
+            raise ChatError("this room is closed", "full")
+        if self.max_people and len(self.people) >= self.max_people:
+            raise ChatError(f"this room is full: {self.max_people} people", "full")
+        self.check_free(key, name)
+        place, first = self.log.history(self.history)
+        people = ",".join([*(other.quoted for other in self.people.values()), quote(name)])
+        welcome = encode_welcome(self.log.seconds(), quote(name), self.log.n, people, request.get("id"),
+                                 bool(self.fanout.recording))
+        self.log.append("join", who=name, **{"from": first})
+        member.name, member.quoted, member.key, member.seat = name, quote(name), key, self.log.n
+        self.people[key] = member
+        self.fanout.work.coming.append((member, welcome, place))
 
+    def _talk(self, member, request):
+        # say and me requests come as many as arrived together, and become one batch: a busy room is made of these.
+        said = request["said"]
+        if member.muted:
+            said = [one for one in said if not self.is_muted(member, one.get("id"))]
+        if said:
+            self.log.append_talk(member.quoted, said)
 
-def _hello(room, member, request):
-    name = check_name(request["name"])
-    key = name_key(name)
-    if member.seat is not None:
-        raise ChatError("you are in the room already")
-    if room.closed:
-        raise ChatError("this room is closed", "full")
-    if room.max_people and len(room.people) >= room.max_people:
-        raise ChatError(f"this room is full: {room.max_people} people", "full")
-    room.check_free(key, name)
-    place, first = room.log.history(room.history)
-    people = ",".join([*(other.quoted for other in room.people.values()), quote(name)])
-    welcome = encode_welcome(room.log.seconds(), quote(name), room.log.n, people, request.get("id"),
-                             bool(room.fanout.recording))
-    room.log.append("join", who=name, **{"from": first})
-    member.name, member.quoted, member.key, member.seat = name, quote(name), key, room.log.n
-    room.people[key] = member
-    room.fanout.admit(member, welcome, place)
+    def _tell(self, member, request):
+        if self.is_muted(member, request.get("id")):
+            return
+        other = self.find(request["to"])
+        letter = {"re": "tell", "t": self.log.seconds(), "who": member.name, "to": other.name, "text": request["text"]}
+        self.post(member, {**letter, "id": request.get("id")})
+        if other is not member:
+            self.post(other, letter)
 
+    def _nick(self, member, request):
+        name = check_name(request["name"])
+        key = name_key(name)
+        if name == member.name:
+            raise ChatError(f"your name is {name} already", "bad-name")
+        if key != member.key:
+            self.check_free(key, name)
+        self.log.append("nick", who=member.name, name=name, id=request.get("id"))
+        del self.people[member.key]
+        member.name, member.quoted, member.key = name, quote(name), key
+        self.people[key] = member
 
-def _talk(room, member, request):
-    # say and me requests come as many as arrived together, and become one batch: a busy room is made of these.
-    said = request["said"]
-    if member.muted:
-        said = [one for one in said if not room.is_muted(member, one.get("id"))]
-    if said:
-        room.log.append_talk(member.quoted, said)
+    def _who(self, member, request):
+        people = [other.name for other in self.people.values()]
+        self.post(member, {"re": "who", "t": self.log.seconds(), "people": people, "id": request.get("id")})
 
+    def _ping(self, member, request):
+        self.post(member, {"re": "pong", "t": self.log.seconds(), "id": request.get("id")})
 
-def _tell(room, member, request):
-    if room.is_muted(member, request.get("id")):
-        return
-    other = room.find(request["to"])
-    letter = {"re": "tell", "t": room.log.seconds(), "who": member.name, "to": other.name, "text": request["text"]}
-    room.post(member, {**letter, "id": request.get("id")})
-    if other is not member:
-        room.post(other, letter)
+    def _bye(self, member, request):
+        self.part(member, "left", id=request.get("id"))
 
+    def _leave(self, member, request):
+        self.part(member, request["why"], request.get("text"))
 
-def _nick(room, member, request):
-    name = check_name(request["name"])
-    key = name_key(name)
-    if name == member.name:
-        raise ChatError(f"your name is {name} already", "bad-name")
-    if key != member.key:
-        room.check_free(key, name)
-    room.log.append("nick", who=member.name, name=name, id=request.get("id"))
-    del room.people[member.key]
-    member.name, member.quoted, member.key = name, quote(name), key
-    room.people[key] = member
+    def _gone(self, host, request):
+        # Somebody who was inside when an earlier run of this server died.
+        self.log.append("leave", who=request["who"], why="lost")
 
+    def _kick(self, host, request):
+        self.part(self.find(request["to"]), "kicked", request["text"])
 
-def _who(room, member, request):
-    people = [other.name for other in room.people.values()]
-    room.post(member, {"re": "who", "t": room.log.seconds(), "people": people, "id": request.get("id")})
+    def _mute(self, host, request):
+        member, minutes = self.find(request["to"]), request["minutes"]
+        text = f"is muted for {minutes} min" if minutes else "is no longer muted"
+        self.log.append("notice", text=f"{member.name} {text}")
+        member.muted = self.log.t + 60 * minutes if minutes else 0.0
 
+    def _announce(self, host, request):
+        self.log.append(request["do"], text=request["text"], recorded=request.get("recorded"))
 
-def _ping(room, member, request):
-    room.post(member, {"re": "pong", "t": room.log.seconds(), "id": request.get("id")})
-
-
-def _bye(room, member, request):
-    room.part(member, "left", id=request.get("id"))
-
-
-def _leave(room, member, request):
-    room.part(member, request["why"], request.get("text"))
-
-
-def _gone(room, host, request):
-    # Somebody who was inside when an earlier run of this server died.
-    room.log.append("leave", who=request["who"], why="lost")
-
-
-def _kick(room, host, request):
-    room.part(room.find(request["to"]), "kicked", request["text"])
-
-
-def _mute(room, host, request):
-    member, minutes = room.find(request["to"]), request["minutes"]
-    text = f"is muted for {minutes} min" if minutes else "is no longer muted"
-    room.log.append("notice", text=f"{member.name} {text}")
-    member.muted = room.log.t + 60 * minutes if minutes else 0.0
-
-
-def _announce(room, host, request):
-    room.log.append(request["do"], text=request["text"], recorded=request.get("recorded"))
-
-
-def _end(room, host, request):
-    place, last = room.log.end, room.log.append("end")
-    for member in room.people.values():
-        room.fanout.part(member, place, last)
-        member.left = True
-    room.people.clear()
-    room.fanout.patience, host.left = ENDING_SECONDS, True
+    def _end(self, host, request):
+        place, last = self.log.end, self.log.append("end")
+        for member in self.people.values():
+            self.fanout.work.parting.append((member, place, last))
+            member.left = True
+        self.people.clear()
+        self.fanout.patience, host.left = ENDING_SECONDS, True
 
 
 # What a person can ask stands in REQUESTS, of which say and me come as talk; the door lets nothing else in.
 # A member's thread and the fan-out ask leave, the fan-out and the host notice, only the host the rest.
-DECISIONS = {"hello": _hello, "talk": _talk, "tell": _tell, "nick": _nick, "who": _who, "ping": _ping, "bye": _bye,
-             "leave": _leave, "gone": _gone, "kick": _kick, "mute": _mute, "notice": _announce, "mark": _announce, "end": _end}
+DECISIONS = {
+    "hello": Room._hello, "talk": Room._talk, "tell": Room._tell, "nick": Room._nick, "who": Room._who,
+    "ping": Room._ping, "bye": Room._bye, "leave": Room._leave, "gone": Room._gone, "kick": Room._kick,
+    "mute": Room._mute, "notice": Room._announce, "mark": Room._announce, "end": Room._end}
 
 
 # === view =========================================================================================

@@ -304,7 +304,7 @@ def test_other_names_and_folders(pyz, home, tmp_path, name):
 # The file
 
 def test_small_enough_to_hand_round(pyz):
-    assert pyz.stat().st_size < 500000
+    assert pyz.stat().st_size <= 512 << 10
 
 
 def test_licences_of_what_is_bundled_are_inside(pyz):
