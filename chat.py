@@ -3534,7 +3534,7 @@ class Player:
         try:
             rows = list(rows_of(self.tape.scenes(at, self.seat), self.tape.session, self.seat, self.times))
         except ChatError as error:
-            rows = [self._note(str(error))]
+            rows = self._note(str(error))
         tempo.stepping = tempo.stepping and not rows
         return rows
 
@@ -3553,73 +3553,72 @@ class Player:
         self.news.wait(max(seconds, 0.0))
         return self.changed()
 
-    # --- keys ---
+    # --- what keys do, under the lock ---
 
-    def _do(self, function, *arguments):
-        # Carry out what a key means, or note why it cannot be done.
+    def press(self, function, *arguments):
+        """Do what a key stands for, or note why it cannot be done."""
         with self.news:
             try:
-                function(*arguments)
+                function(self, *arguments)
             except ChatError as error:
-                self.notes.append(self._note(str(error)))
+                self._note(str(error))
             self.news.notify_all()
         self.changed()
 
     def _note(self, text):
-        return [("system", f"— {clean_row(text)} —")]
-
-    def _jump(self, t, at=None):
-        before = self.position()
-        self._go(t, at)
-        t = self.tempo.moment
-        self.notes.append(self._note(f"{'back' if t < before else 'on'} at {minutes(t)}"))
+        self.notes.append([("system", f"— {clean_row(text)} —")])
 
     def pause(self):
         """Stand still, or go on."""
-        self._do(lambda: self.tempo.change(paused=not self.tempo.paused))
+        self.tempo.change(paused=not self.tempo.paused)
 
     def step(self):
         """Show the next event now."""
-        self._do(lambda: self.tempo.change(stepping=True))
+        self.tempo.change(stepping=True)
 
     def change_speed(self, factor):
         """Play so many times as fast, within limits; 0 is the speed of life."""
         speed = self.tempo.speed
         slowest, fastest = min(SPEEDS[0], speed), max(SPEEDS[1], speed)  # --speed may be beyond
-        self._do(lambda: self.tempo.change(speed=min(max(speed * factor, slowest), fastest) if factor else 1.0))
+        self.tempo.change(speed=min(max(speed * factor, slowest), fastest) if factor else 1.0)
+
+    def jump(self, t, at=None):
+        """Go to this moment, and tell so."""
+        before = self.position()
+        self._go(t, at)
+        t = self.tempo.moment
+        self._note(f"{'back' if t < before else 'on'} at {minutes(t)}")
 
     def skip(self, seconds):
         """Go so far on, or back if it is less than 0."""
-        self._do(self._skip, seconds)
-
-    def _skip(self, seconds):
         before = self.at
         if seconds < 0 or not self._is_ended():
-            self._jump(self.position() + seconds)
+            self.jump(self.position() + seconds)
         if seconds > 0:
             self.at = max(self.at, before)  # what was shown does not come again
 
     def to_mark(self, forward):
         """Go to the next mark or back to the one before."""
-        self._do(self._to_mark, forward)
-
-    def _to_mark(self, forward):
         self.tape.grow_whole()
         here, first, length = self.position(), self.tape.start(self.seat), self.length()
         marks = [t for t in self.tape.marks if first <= t <= length and (t > here if forward else t < here - 1.0)]
         if not marks:
             raise ChatError(f"there is no mark {'after' if forward else 'before'} this")
-        self._jump(marks[0 if forward else -1])
+        self.jump(marks[0 if forward else -1])
         self.tempo.stepping = self.tempo.paused
+
+    def go_to(self):
+        """Ask for a time, and go there."""
+        self.ask("go to (such as 1:23)",
+                 lambda text: text and self.press(lambda player: player.jump(parse_minutes(text))))
 
     def find(self):
         """Ask for a text, and go to where it is next; nothing means the same as before."""
-        self.ask(f"find [{self.searched}]" if self.searched else "find", lambda text: self._do(self._find, text))
+        self.ask(f"find [{self.searched}]" if self.searched else "find", lambda text: self.press(Player._find, text))
 
     def _find(self, text):
         self.searched = text or self.searched
-        if self.searched:
-            self.search = self._search(self.searched.casefold())
+        self.search = self._search(self.searched.casefold()) if self.searched else None
 
     def _search(self, text):
         # On from here, and then from the beginning up to here; yields True now and then, and is not done yet.
@@ -3632,27 +3631,21 @@ class Player:
                 yield True
             rows = rows_of(self.tape.scenes(i, self.seat), self.tape.session, times="off")
             if self.tape.moment(i, self.seat) <= self.end and text in "\n".join(map(plain, rows)).casefold():
-                self._jump(self.tape.moment(i, self.seat), i)
+                self.jump(self.tape.moment(i, self.seat), i)
                 self.tempo.stepping = self.tempo.paused
                 return
-        self.notes.append(self._note(f"{self.searched} is nowhere in this session"))
-
-    def go_to(self):
-        """Ask for a time, and go there."""
-        self.ask("go to (such as 1:23)", lambda text: text and self._do(lambda: self._jump(parse_minutes(text))))
+        self._note(f"{self.searched} is nowhere in this session")
 
     def change_seat(self):
         """Ask for somebody, and show what that person saw."""
-        self.ask(SEAT_QUESTION, lambda text: self._do(self._take_seat, text.strip()))
+        self.ask(SEAT_QUESTION, lambda text: self.press(Player._take_seat, text.strip()))
 
     def _take_seat(self, who):
         here = self.position()
         self.seat = self.tape.find_seat(who, here) if who else None
         self._go(here)
-        t, before = self.tempo.moment, max(self.at - 1, 0)
-        viewer = name_at(self.seat.names if self.seat else self.tape.own_names, before)
-        whose = f"{clean_row(viewer)} ({self.seat.n})" if who else "everybody"
-        self.notes.append(self._note(f"what {whose} saw, at {minutes(t)}"))
+        t = self.tempo.moment
+        self._note(f"what {f'{clean_row(self.viewer())} ({self.seat.n})' if who else 'everybody'} saw, at {minutes(t)}")
         # What had been seen by then is shown again, the last of it.
         recalled = itertools.takewhile(lambda scene: scene[0] < t, self.tape.between(self.seat, t - RECALL[1], t))
         for pieces in rows_of(collections.deque(recalled, RECALL[0]), self.tape.session, times=self.times):
@@ -3660,18 +3653,20 @@ class Player:
 
     def help(self):
         """List the keys."""
-        self._do(lambda: self.notes.extend([("system", f"— {shown.ljust(12)} {words}")]
-                                           for keys, shown, words, run in PLAYER_KEYS))
+        self.notes += [[("system", f"— {shown.ljust(12)} {words}")] for keys, shown, words, run in PLAYER_KEYS]
 
     def stop(self):
         """Let `run` return."""
         self.over = True
-        self._do(lambda: None)
 
     # --- what there is to see of it ---
 
     def _is_ended(self):
         return self._next() is None and not (self.follow and self.end == float("inf"))
+
+    def viewer(self):
+        """The name of who sees what is shown; None if it is everybody."""
+        return name_at(self.seat.names if self.seat else self.tape.own_names, max(self.at - 1, 0))
 
     def position(self):
         """The moment of the session at which the player is."""
@@ -3682,7 +3677,7 @@ class Player:
         """Where the player is and what it does, in one row of so many columns."""
         with self.news:  # all of it from before a key or from after it
             position, first, length, ended = self.position(), self.tape.start(self.seat), self.length(), self._is_ended()
-            viewer = name_at(self.seat.names if self.seat else self.tape.own_names, max(self.at - 1, 0))
+            viewer = self.viewer()
         state = "paused" if self.tempo.paused else "the end" if ended else "live" if self.follow else "playing"
         head = f"{state}  {minutes(position)} / {minutes(length)}  {self.tempo.speed:g}x "
         tail = f" as {clean_row(viewer)}" if viewer else ""
@@ -3736,7 +3731,7 @@ def play(tape, **options):
             screen.refresh()
 
     player = Player(tape, lambda lines: screen.show_all(lines), changed, **options)
-    keys = {key: functools.partial(run, player) for keys, shown, words, run in PLAYER_KEYS for key in keys}
+    keys = {key: functools.partial(player.press, run) for keys, shown, words, run in PLAYER_KEYS for key in keys}
     screen = open_screen(None, lambda: "", rows_below, matching, keys)
     if not screen:
         return False
@@ -3746,7 +3741,7 @@ def play(tape, **options):
     try:
         screen.run()
     finally:
-        player.stop()
+        player.press(Player.stop)
         thread.join(ENDING_SECONDS)
     return True
 

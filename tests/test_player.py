@@ -72,14 +72,14 @@ class Evening:
         seat = tape.find_seat(who) if who else None
         self.player = chat.Player(tape, self.show, seat=seat, clock=self.news, times="off", **options)
         self.player.news, self.player.ask, self.reply = self.news, self.ask, None
-        self.news.plan.append((until, self.player.stop))
+        self.news.plan.append((until, lambda: self.player.press(chat.Player.stop)))
         self.player.run()
 
     def press(self, key, typed=None):
         self.reply = typed
         if callable(key):
             return key()
-        next(run for keys, name, words, run in chat.PLAYER_KEYS if name == key)(self.player)
+        self.player.press(next(run for keys, name, words, run in chat.PLAYER_KEYS if name == key))
 
     def ask(self, question, answer):
         self.asked.append(question)
