@@ -2479,10 +2479,6 @@ class Console:
         self.room.fanout.spoken.set()
         self.thread.join(1.0)  # not longer: a terminal that is held back must not hold the end
 
-    def show(self, lines):
-        """Show lines on the console only."""
-        self.screen.show(lines)
-
     def _follow(self):
         last = False
         while not last:
@@ -2503,7 +2499,7 @@ class Console:
         if events:
             skipped, self.n = events[0]["n"] - self.n - 1, events[-1]["n"]
             texts = [[("system", f"… {skipped:,} lines not shown")]] if skipped else []
-            self.show(texts + [render(event, self.room.log.session) for event in events])
+            self.screen.show(texts + [render(event, self.room.log.session) for event in events])
             self.screen.refresh()
 
     # --- the keyboard ---
@@ -2520,17 +2516,11 @@ class Console:
 
     def say_here(self, text, style="system"):
         """Print a line on the console only."""
-        self.show([[(style, f"-- {text}")]])
+        self.screen.show([[(style, f"-- {text}")]])
 
     def ask(self, do, **fields):
         """Ask the room for something, as the host."""
         self.room.ask(self.room.host, {"do": do, **fields})
-
-    def say(self, text):
-        """Say something to the room, as the server."""
-        text = text.lstrip()
-        check_text(text)
-        self.ask("talk", said=[{"do": "say", "text": text}])
 
     def take_line(self, text):
         """Do what an entered line asks; returns False if it must stay in the input line."""
@@ -2538,57 +2528,55 @@ class Console:
         self.room.flush()
         return done
 
+    # --- the commands ---
 
-def _console_help(console):
-    console.show(help_lines(CONSOLE_COMMANDS))
+    def say(self, text):
+        """Say something to the room, as the server."""
+        text = text.lstrip()
+        check_text(text)
+        self.ask("talk", said=[{"do": "say", "text": text}])
 
+    def _help(self):
+        self.screen.show(help_lines(CONSOLE_COMMANDS))
 
-def _console_who(console):
-    people = list(console.room.people.values())
-    console.say_here(f"{len(people)} here")
-    console.show([[(name_style(member.name), f"   {clean_row(member.name)}"), ("time", f" from {member.address}")]
-                  for member in people])
+    def _who(self):
+        people = list(self.room.people.values())
+        self.say_here(f"{len(people)} here")
+        self.screen.show([[(name_style(member.name), f"   {clean_row(member.name)}"), ("time", f" from {member.address}")]
+                          for member in people])
 
+    def _kick(self, name, reason="the host removed you"):
+        self.ask("kick", to=name, text=reason)
 
-def _console_kick(console, name, reason="the host removed you"):
-    console.ask("kick", to=name, text=reason)
+    def _mute(self, name, minutes=str(MUTE_MINUTES)):
+        if not re.fullmatch("[0-9]{1,4}", minutes):
+            raise ChatError("minutes are a whole number; 0 ends it")
+        self.ask("mute", to=name, minutes=int(minutes))
 
+    def _mark(self, text):
+        check_text(text)
+        self.ask("mark", text=text)
 
-def _console_mute(console, name, minutes=str(MUTE_MINUTES)):
-    if not re.fullmatch("[0-9]{1,4}", minutes):
-        raise ChatError("minutes are a whole number; 0 ends it")
-    console.ask("mute", to=name, minutes=int(minutes))
-
-
-def _console_mark(console, text):
-    check_text(text)
-    console.ask("mark", text=text)
-
-
-def _console_log(console, switch):
-    room = console.room
-    if (one_of(("on", "off"), switch) == "on") == bool(room.fanout.recording):
-        raise ChatError(f"recording is {switch} already")
-    path = default_path(room.log.session["room"])
-    room.record(new_recording(path, room.log.session_line) if switch == "on" else None)
-    if room.fanout.recording:
-        console.say_here(f"recording into {path}")
-
-
-def _console_quit(console):
-    console.end()
+    def _log(self, switch):
+        room = self.room
+        if (one_of(("on", "off"), switch) == "on") == bool(room.fanout.recording):
+            raise ChatError(f"recording is {switch} already")
+        path = default_path(room.log.session["room"])
+        room.record(new_recording(path, room.log.session_line) if switch == "on" else None)
+        if room.fanout.recording:
+            self.say_here(f"recording into {path}")
 
 
 CONSOLE_COMMANDS = {
-    "help": Command("", "this list; what is no command is said to the room", _console_help),
+    "help": Command("", "this list; what is no command is said to the room", Console._help),
     "say": Command("TEXT", "say something to the room, as the server", Console.say),
-    "who": Command("", "who is here, and from where", _console_who),
-    "kick": Command("NAME [reason]", "remove somebody", _console_kick),
+    "who": Command("", "who is here, and from where", Console._who),
+    "kick": Command("NAME [reason]", "remove somebody", Console._kick),
     "mute": Command("NAME [minutes]", f"refuse what somebody says, for {MUTE_MINUTES} minutes or so many",
-                    _console_mute),
-    "mark": Command("TEXT", "put a chapter mark into the log", _console_mark),
-    "log": Command("on|off", "record, into a new file in sessions/, or stop recording", _console_log),
-    "quit": Command("", "end the room", _console_quit),
+                    Console._mute),
+    "mark": Command("TEXT", "put a chapter mark into the log", Console._mark),
+    "log": Command("on|off", "record, into a new file in sessions/, or stop recording", Console._log),
+    "quit": Command("", "end the room", Console.end),
 }
 
 
@@ -2630,7 +2618,7 @@ def serve(host="127.0.0.1", port=PORT, room="chat", log=None, history=HISTORY, r
     console = Console(server.room, Pipe(sys.stdout))
     with signals_caught(("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"), console.end):
         server.start()
-        console.show([[("text", line)] for line in banner(server.room, server.address, not host)])
+        console.screen.show([[("text", line)] for line in banner(server.room, server.address, not host)])
         console.run()
         server.stop()
         console.stop()
@@ -3109,6 +3097,33 @@ class Client:
         self.link.leave()
         self._end_recording()
 
+    # --- the commands that are more than a request ---
+
+    def _help(self):
+        self.screen.show(help_lines(COMMANDS))
+
+    def _reply(self, text):
+        if not self.last_teller:
+            raise ChatError("nobody has told you anything yet")
+        self.request("tell", to=self.last_teller, text=text)
+
+    def _ignore(self, name):
+        self.ignored ^= {name_key(name)}
+        state = "hidden from you; the same again undoes it" if name_key(name) in self.ignored else "shown again"
+        self.say_here(f"{clean_row(name)} is {state}")
+
+    def _quiet(self, switch):
+        self.quiet = one_of(("on", "off"), switch) == "on"
+        self.say_here(f"who comes and goes is {'hidden' if self.quiet else 'shown'}")
+
+    def _ring(self, when):
+        self.bell = one_of(("on", "off", "all"), when)
+        self.say_here(f"bell: {when}")
+
+    def _quit(self):
+        self.link.parting = True
+        self.changed()
+
     # --- what the input line shows ---
 
     def prompt(self):
@@ -3129,57 +3144,23 @@ class Client:
         return complete(before, COMMANDS, self.view.people)
 
 
-def _run_help(client):
-    client.screen.show(help_lines(COMMANDS))
-
-
 def _ask_for(do):
     # A command that is just this request: its words are the fields, in their order.
-    def ask_for(client, *words):
-        client.request(do, **dict(zip(REQUESTS[do], words)))
-
-    return ask_for
-
-
-def _run_reply(client, text):
-    if not client.last_teller:
-        raise ChatError("nobody has told you anything yet")
-    client.request("tell", to=client.last_teller, text=text)
-
-
-def _run_ignore(client, name):
-    client.ignored ^= {name_key(name)}
-    state = "hidden from you; the same again undoes it" if name_key(name) in client.ignored else "shown again"
-    client.say_here(f"{clean_row(name)} is {state}")
-
-
-def _run_quiet(client, switch):
-    client.quiet = one_of(("on", "off"), switch) == "on"
-    client.say_here(f"who comes and goes is {'hidden' if client.quiet else 'shown'}")
-
-
-def _run_bell(client, when):
-    client.bell = one_of(("on", "off", "all"), when)
-    client.say_here(f"bell: {when}")
-
-
-def _run_quit(client):
-    client.link.parting = True
-    client.changed()
+    return lambda client, *words: client.request(do, **dict(zip(REQUESTS[do], words)))
 
 
 COMMANDS = {
-    "help": Command("", "this list; begin a line with // to say something that begins with /", _run_help),
+    "help": Command("", "this list; begin a line with // to say something that begins with /", Client._help),
     "who": Command("", "who is here", _ask_for("who")),
     "me": Command("TEXT", "say what you do: * bob waves", _ask_for("me")),
     "tell": Command("NAME TEXT", "say something to one person only", _ask_for("tell")),
-    "r": Command("TEXT", "answer the last private line", _run_reply),
+    "r": Command("TEXT", "answer the last private line", Client._reply),
     "nick": Command("NAME", "take another name", _ask_for("nick")),
-    "ignore": Command("NAME", "hide what this person says, or show it again", _run_ignore),
-    "quiet": Command("on|off", "hide who comes, goes and is renamed", _run_quiet),
-    "bell": Command("on|off|all", "ring when you are called, never, or at every line", _run_bell),
+    "ignore": Command("NAME", "hide what this person says, or show it again", Client._ignore),
+    "quiet": Command("on|off", "hide who comes, goes and is renamed", Client._quiet),
+    "bell": Command("on|off|all", "ring when you are called, never, or at every line", Client._ring),
     "times": Command("short|long|off", "how times are shown; F2 goes round", Client.set_times),
-    "quit": Command("", "leave the room", _run_quit),
+    "quit": Command("", "leave the room", Client._quit),
 }
 
 

@@ -166,7 +166,7 @@ def test_what_is_no_chat_is_told_in_one_sentence(says):
 
 
 def test_a_broken_line_of_a_server_is_told_and_the_rest_is_shown():
-    with answering(b'{"re":"welcome","t":0.1,"you":"bob","n":0,"people":["bob"]}\n' + chat.Room().session_line
+    with answering(b'{"re":"welcome","t":0.1,"you":"bob","n":0,"people":["bob"]}\n' + chat.Room().log.session_line
                    + b'nonsense\n{"ev":"later","n":1,"t":1,"x":"\\u001b[2J"}\n'
                    b'{"ev":"say","n":2,"t":1,"who":"eve","text":"still here"}\n{"ev":"end","n":3,"t":2}\n') as address:
         code, out, err = piped(address, "")
@@ -206,7 +206,7 @@ def test_a_link_comes_again_with_nothing_twice_and_gives_back_what_got_no_answer
     link.request("one", "say", text="one")
     helpers.wait_for(lambda: bob.texts() == ["one"], "the echo")
     assert (link.confirm(1), link.confirm(1)) == ("one", "")
-    with server.room.baton:
+    with server.room.fanout.baton:
         before = server.room.n
         link.request("two", "say", text="two")
         helpers.wait_for(lambda: server.room.n > before, "it is said")
