@@ -207,9 +207,9 @@ def test_a_link_comes_again_with_nothing_twice_and_gives_back_what_got_no_answer
     helpers.wait_for(lambda: bob.texts() == ["one"], "the echo")
     assert (link.confirm(1), link.confirm(1)) == ("one", "")
     with server.room.fanout.baton:
-        before = server.room.n
+        before = server.room.log.n
         link.request("two", "say", text="two")
-        helpers.wait_for(lambda: server.room.n > before, "it is said")
+        helpers.wait_for(lambda: server.room.log.n > before, "it is said")
         for guest in server.guests.copy():
             guest.out.shutdown(socket.SHUT_RDWR)
         helpers.wait_for(lambda: bob.states[-1] == "lost", "the loss")

@@ -738,7 +738,7 @@ def test_no_name_takes_long_to_judge(start):
     # Marks in the wrong order are sorted by the normalization, in a time that grows with their square.
     room, member = chat.Room(), chat.Member(None)
     if "hello" not in start:
-        room.join(member, "bob")
+        room.ask(member, {"do": "hello", "name": "bob"})
     line = '{%s:"a%s"}' % (start, "\u0315" * 16_000 + "\u0316" * 16_000)
     assert cheap(chat.act, room, member, [line]) == 1
 
