@@ -2,6 +2,7 @@
 import ast
 import io
 import pathlib
+import re
 import symtable
 import tokenize
 
