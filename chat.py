@@ -2125,6 +2125,10 @@ class Screen:
         else:
             self._call(app.invalidate)
 
+    def columns(self):
+        """How wide the terminal is."""
+        return self.session.app.output.get_size().columns
+
     def give_back(self, text):
         """Put a text into the input line if that is empty, else where arrow-up finds it."""
         self._call(self._give_back, text)
@@ -3342,6 +3346,21 @@ class Tape:
                     return
                 wait(FOLLOW_SECONDS)
 
+    def search(self, text, i, seat=None, end=float("inf")):
+        """Yield None now and then, and at last the line in which this text is to be seen, or -1."""
+        # On from this line, and then from the beginning up to it.
+        while self.grow():
+            yield None
+        text = text.casefold()
+        places = itertools.chain(range(i, self.stop(seat)), range(self.find(self.start(seat), seat), i))
+        for number, i in enumerate(places, 1):
+            if number % SEARCH_LINES == 0:
+                yield None
+            rows = rows_of(self.scenes(i, seat), self.session, times="off")
+            if self.moment(i, seat) <= end and text in "\n".join(map(plain, rows)).casefold():
+                yield i
+        yield -1
+
     def view_at(self, t):
         """What there was to know of the room after all that happened up to this time, as far as the tape tells."""
         view = View(self.session)
@@ -3450,19 +3469,20 @@ class Tempo:
 class Player:
     """A session that plays, pauses and jumps as it is told: a position on a tape."""
 
-    # Two threads meet here. Keys are pressed in the main thread and act at once, under the lock `news`: they
+    # Keys are pressed in the main thread and act at once, under the lock `news`, which is also the tape's: they
     # change the pace, or the place of the next scene, and what they have to say they add to `notes`. Only the
-    # player's thread shows anything, first the notes and then the next scene, so all comes in one order; it does
-    # so without the lock, since a terminal may be slow. Whoever holds the lock may read the tape.
+    # player's thread shows anything, first the notes and then the next scene, so all comes in one order; without
+    # the lock, since a terminal may be slow.
     #
     # While nothing is to be shown, that thread gets to know the rest of the file, stretch by stretch, so that the
-    # first line of a long one need not wait for the last; and it looks for a text, some lines at a time, so that
-    # keys get in between, and those that lead elsewhere end the search.
+    # first line of a long one need not wait for the last; and it looks for a text, some lines at a time. So keys
+    # get in between, and one that leads elsewhere ends the search.
 
-    def __init__(self, tape, show, changed=lambda: None, seat=None, speed=1.0, max_gap=2.0, start=0.0,
-                 end=float("inf"), follow=False, times=TIMES[0], clock=time.monotonic):
-        self.tape, self.show, self.changed, self.follow, self.times = tape, show, changed, follow, times
-        self.ask = lambda question, answer: None  # how to have a line typed
+    def __init__(self, tape, seat=None, speed=1.0, max_gap=2.0, start=0.0, end=float("inf"), follow=False,
+                 times=TIMES[0], clock=time.monotonic, screen=None):
+        self.tape, self.follow, self.times = tape, follow, times
+        self.screen = screen or open_screen(None, str, self.rows_below, self.complete, {
+            key: functools.partial(self.press, run) for keys, shown, words, run in PLAYER_KEYS for key in keys})
         self.news, self.notes, self.over = threading.Condition(), [], False
         self.seat, self.at, self.end = seat, 0, end  # at: the line that comes next
         self.searched, self.search = "", None
@@ -3491,15 +3511,11 @@ class Player:
 
     def run(self):
         """Play until `stop` is called."""
-        try:
-            while not self.over:
-                with self.news:
-                    rows = self._turn()
-                if rows:
-                    self.show(rows)
-        except ValueError:
-            if not self.over:  # else the file was closed while it was looked through
-                raise
+        while not self.over:
+            with self.news:
+                rows = self._turn()
+            if rows:
+                self.screen.show_all(rows)
 
     def _turn(self):
         # What is to be shown now; after some waiting, or looking about, nothing.
@@ -3520,10 +3536,9 @@ class Player:
         return rows
 
     def _wait(self, due):
-        if self.search and not next(self.search, False):
-            self.search = None
-            return None
-        if self.search or self.tape.grow():
+        if self.search:
+            return self._look_on()
+        if self.tape.grow():
             return self.news.wait(PAUSE_SECONDS)
         seconds = TICK_SECONDS
         if due is None:
@@ -3532,7 +3547,7 @@ class Player:
         elif not self.tempo.paused:
             seconds = min((due - self.tempo.now()) / self.tempo.speed, TICK_SECONDS)
         self.news.wait(max(seconds, 0.0))
-        return self.changed()
+        return self.screen.refresh()
 
     # --- what keys do, under the lock ---
 
@@ -3544,7 +3559,7 @@ class Player:
             except ChatError as error:
                 self._note(str(error))
             self.news.notify_all()
-        self.changed()
+        self.screen.refresh()
 
     def _note(self, text):
         self.notes.append([("system", f"— {clean_row(text)} —")])
@@ -3590,36 +3605,33 @@ class Player:
 
     def go_to(self):
         """Ask for a time, and go there."""
-        self.ask("go to (such as 1:23)",
+        self.screen.ask("go to (such as 1:23)",
                  lambda text: text and self.press(lambda player: player.jump(parse_minutes(text))))
 
     def find(self):
         """Ask for a text, and go to where it is next; nothing means the same as before."""
-        self.ask(f"find [{self.searched}]" if self.searched else "find", lambda text: self.press(Player._find, text))
+        self.screen.ask(f"find [{self.searched}]" if self.searched else "find", lambda text: self.press(Player._find, text))
 
     def _find(self, text):
         self.searched = text or self.searched
-        self.search = self._search(self.searched.casefold()) if self.searched else None
+        if self.searched:
+            self.search = self.tape.search(self.searched, self.at, self.seat, self.end)
 
-    def _search(self, text):
-        # On from here, and then from the beginning up to here; yields True now and then, and is not done yet.
-        while self.tape.grow():
-            yield True
-        first = self.tape.find(self.tape.start(self.seat), self.seat)
-        places = itertools.chain(range(self.at, self.tape.stop(self.seat)), range(first, self.at))
-        for number, i in enumerate(places, 1):
-            if number % SEARCH_LINES == 0:
-                yield True
-            rows = rows_of(self.tape.scenes(i, self.seat), self.tape.session, times="off")
-            if self.tape.moment(i, self.seat) <= self.end and text in "\n".join(map(plain, rows)).casefold():
-                self.jump(self.tape.moment(i, self.seat), i)
-                self.tempo.stepping = self.tempo.paused
-                return
-        self._note(f"{self.searched} is nowhere in this session")
+    def _look_on(self):
+        # For what is searched for: once more, some lines further.
+        found = next(self.search)
+        if found is None:
+            return self.news.wait(PAUSE_SECONDS)
+        self.search = None
+        if found < 0:
+            return self._note(f"{self.searched} is nowhere in this session")
+        self.jump(self.tape.moment(found, self.seat), found)
+        self.tempo.stepping = self.tempo.paused
+        return None
 
     def change_seat(self):
         """Ask for somebody, and show what that person saw."""
-        self.ask(SEAT_QUESTION, lambda text: self.press(Player._take_seat, text.strip()))
+        self.screen.ask(SEAT_QUESTION, lambda text: self.press(Player._take_seat, text.strip()))
 
     def _take_seat(self, who):
         here = self.position()
@@ -3637,8 +3649,9 @@ class Player:
         self.notes += [[("system", f"— {shown.ljust(12)} {words}")] for keys, shown, words, run in PLAYER_KEYS]
 
     def stop(self):
-        """Let `run` return."""
+        """Let `run` return, and the screen go."""
         self.over = True
+        self.screen.end()
 
     # --- what there is to see of it ---
 
@@ -3668,6 +3681,17 @@ class Player:
         done = min(max(round(width * (position - first) / (length - first)), 0), width) if length > first else width
         return f"{head}{'━' * done}{'─' * (width - done)}{tail}"
 
+    def rows_below(self):
+        """The status and the keys, below the cursor, which stays at the left edge."""
+        # A terminal that becomes narrower breaks rows, and what is above the cursor then could not be found again.
+        columns = self.screen.columns()
+        return [("noreverse", self.status(columns).ljust(columns) + "\n"), ("", PLAYER_BAR)]
+
+    def complete(self, before):
+        """The names that Tab makes of what was typed, while somebody is asked for."""
+        names = map(clean_row, list(self.tape.names) if self.screen.question == SEAT_QUESTION else ())
+        return len(before), [name for name in names if name_key(name).startswith(name_key(before))]
+
 
 SEAT_QUESTION = "as whom (nobody: all that was said)"
 # The keys of the player, with those in the same place on a Russian keyboard; what the help calls them, and
@@ -3692,35 +3716,13 @@ PLAYER_KEYS = (
 
 def play(tape, **options):
     """Play a session on a terminal with keys; returns False where there cannot be such a terminal."""
-    def columns():
-        return screen.session.app.output.get_size().columns
-
-    def rows_below():
-        # Below the cursor, which stays at the left edge: a terminal that becomes narrower breaks rows, and
-        # what is above the cursor then could not be found again.
-        status = player.status(columns())
-        return [("noreverse", status + " " * (columns() - len(status)) + "\n"), ("", PLAYER_BAR)]
-
-    def matching(before):
-        names = map(clean_row, list(tape.names) if screen.question == SEAT_QUESTION else ())
-        return len(before), [name for name in names if name_key(name).startswith(name_key(before))]
-
-    def changed():
-        if player.over:
-            screen.end()
-        else:
-            screen.refresh()
-
-    player = Player(tape, lambda lines: screen.show_all(lines), changed, **options)
-    keys = {key: functools.partial(player.press, run) for keys, shown, words, run in PLAYER_KEYS for key in keys}
-    screen = open_screen(None, lambda: "", rows_below, matching, keys)
-    if not screen:
+    player = Player(tape, **options)
+    if not player.screen:
         return False
-    player.ask = screen.ask
     thread = threading.Thread(target=player.run, name="player", daemon=True)
     thread.start()
     try:
-        screen.run()
+        player.screen.run()
     finally:
         player.press(Player.stop)
         thread.join(ENDING_SECONDS)

@@ -70,8 +70,8 @@ class Evening:
                           for press in presses if type(press[0]) is not str]
         tape = events if type(events) is chat.Tape else tape_of(events)
         seat = tape.find_seat(who) if who else None
-        self.player = chat.Player(tape, self.show, seat=seat, clock=self.news, times="off", **options)
-        self.player.news, self.player.ask, self.reply = self.news, self.ask, None
+        self.player = chat.Player(tape, seat=seat, clock=self.news, times="off", screen=self, **options)
+        self.player.news, self.reply = self.news, None
         self.news.plan.append((until, lambda: self.player.press(chat.Player.stop)))
         self.player.run()
 
@@ -85,7 +85,12 @@ class Evening:
         self.asked.append(question)
         answer(self.reply)
 
-    def show(self, lines):
+    def refresh(self):
+        """The screen draws itself anew."""
+
+    end = refresh
+
+    def show_all(self, lines):
         for pieces in lines:
             text = chat.plain(pieces)
             self.whole += text + "\n"
