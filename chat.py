@@ -3492,10 +3492,10 @@ class Player:
     def _go(self, t, at=None):
         # Be at this moment, or as near to it as there is something to see; in this line, if it is known.
         self.search = None
+        self.tape.find(t, self.seat)  # which gets to know so much of the tape
+        t = min(max(t, self.tape.start(self.seat)), self.length())
         self.at = self.tape.find(t, self.seat) if at is None else at
-        self.tempo.reach(min(max(t, self.tape.start(self.seat)), self.length()), self.tempo.now())
-        if at is None:
-            self.at = self.tape.find(self.tempo.moment, self.seat)
+        self.tempo.reach(t, self.tempo.now())
 
     def length(self):
         """Up to which moment there is something to see, as far as is known."""
@@ -3520,34 +3520,34 @@ class Player:
     def _turn(self):
         # What is to be shown now; after some waiting, or looking about, nothing.
         rows, self.notes = self.notes, []
-        if rows:
-            return rows
         moment, tempo = self._next(), self.tempo
         due = tempo.now() if self.follow else tempo.due(moment or 0.0)
-        if self.search or moment is None or not tempo.stepping and (tempo.paused or tempo.now() < due):
-            return self._wait(due if moment is not None else None)
+        if rows:
+            return rows
+        if self.search:
+            return self._look_on()
+        if moment is None or not tempo.stepping and (tempo.paused or tempo.now() < due):
+            return self._wait(None if moment is None or tempo.paused else due)
         at, self.at = self.at, self.tape.following(self.at, self.seat)
         tempo.reach(moment, min(due, tempo.now()) if tempo.stepping else due)
         try:
             rows = list(rows_of(self.tape.scenes(at, self.seat), self.tape.session, self.seat, self.times))
         except ChatError as error:
-            rows = self._note(str(error))
+            self._note(str(error))
         tempo.stepping = tempo.stepping and not rows
         return rows
 
     def _wait(self, due):
-        if self.search:
-            return self._look_on()
+        # Until a scene is due, a key was pressed, or it is time to look again.
         if self.tape.grow():
-            return self.news.wait(PAUSE_SECONDS)
-        seconds = TICK_SECONDS
-        if due is None:
+            self.news.wait(PAUSE_SECONDS)
+            return
+        seconds = TICK_SECONDS if due is None else min(max(due - self.tempo.now(), 0.0) / self.tempo.speed, TICK_SECONDS)
+        if self._next() is None:
             self.tempo.stepping = False  # there is nothing to show
             seconds = FOLLOW_SECONDS if self.follow else TICK_SECONDS
-        elif not self.tempo.paused:
-            seconds = min((due - self.tempo.now()) / self.tempo.speed, TICK_SECONDS)
-        self.news.wait(max(seconds, 0.0))
-        return self.screen.refresh()
+        self.news.wait(seconds)
+        self.screen.refresh()
 
     # --- what keys do, under the lock ---
 
@@ -3563,14 +3563,6 @@ class Player:
 
     def _note(self, text):
         self.notes.append([("system", f"— {clean_row(text)} —")])
-
-    def pause(self):
-        """Stand still, or go on."""
-        self.tempo.change(paused=not self.tempo.paused)
-
-    def step(self):
-        """Show the next event now."""
-        self.tempo.change(stepping=True)
 
     def change_speed(self, factor):
         """Play so many times as fast, within limits; 0 is the speed of life."""
@@ -3621,13 +3613,12 @@ class Player:
         # For what is searched for: once more, some lines further.
         found = next(self.search)
         if found is None:
-            return self.news.wait(PAUSE_SECONDS)
-        self.search = None
-        if found < 0:
-            return self._note(f"{self.searched} is nowhere in this session")
-        self.jump(self.tape.moment(found, self.seat), found)
-        self.tempo.stepping = self.tempo.paused
-        return None
+            self.news.wait(PAUSE_SECONDS)
+        elif found < 0:
+            self.search = self._note(f"{self.searched} is nowhere in this session")
+        else:
+            self.jump(self.tape.moment(found, self.seat), found)
+            self.tempo.stepping = self.tempo.paused
 
     def change_seat(self):
         """Ask for somebody, and show what that person saw."""
@@ -3682,8 +3673,7 @@ class Player:
         return f"{head}{'━' * done}{'─' * (width - done)}{tail}"
 
     def rows_below(self):
-        """The status and the keys, below the cursor, which stays at the left edge."""
-        # A terminal that becomes narrower breaks rows, and what is above the cursor then could not be found again.
+        """The status and the keys, below the cursor: above it, a terminal that becomes narrower could break them."""
         columns = self.screen.columns()
         return [("noreverse", self.status(columns).ljust(columns) + "\n"), ("", PLAYER_BAR)]
 
@@ -3697,8 +3687,8 @@ SEAT_QUESTION = "as whom (nobody: all that was said)"
 # The keys of the player, with those in the same place on a Russian keyboard; what the help calls them, and
 # what they do.
 PLAYER_KEYS = (
-    ((" ",), "space", "pause, go on", Player.pause),
-    ((".", "ю"), ".", "show the next event now", Player.step),
+    ((" ",), "space", "pause, go on", lambda player: player.tempo.change(paused=not player.tempo.paused)),
+    ((".", "ю"), ".", "show the next event now", lambda player: player.tempo.change(stepping=True)),
     (("left",), "left", "5 seconds back", lambda player: player.skip(-SKIP_SECONDS)),
     (("right",), "right", "5 seconds on", lambda player: player.skip(SKIP_SECONDS)),
     (("pageup",), "PgUp", "back to the mark before", lambda player: player.to_mark(False)),
