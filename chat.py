@@ -841,11 +841,9 @@ class Lines:
 
 
 # === log ==========================================================================================
-# The one idea as a class. Events get their number, time and place here and nowhere else, and what is
-# appended stays as it is. The events of a round are one chunk, and the chunks hang on one another like a
-# chain: whoever is not up to date holds a link of it and finds all that follows, however far the log has
-# gone on; what nobody holds any more is gone by itself. So there is no queue per person, and no limit to
-# enforce on one but the distance between two places.
+# The one idea as a class. Events get their number, time and place here and nowhere else. The events of a
+# round are one chunk, and the chunks hang on one another like a chain: whoever is not up to date holds a
+# link and finds all that follows; what nobody holds any more is gone by itself. So nobody has a queue.
 
 
 class Chunk:
@@ -1577,9 +1575,8 @@ def complete(before, commands, names):
 # fan-out's. Two socket objects stand on one descriptor, both non-blocking for the system: one with a
 # time-out for the reader, one without for the fan-out; so there is one way of sending on every system.
 #
-# A thread per person is what an operating system is good at: it costs some 20 KiB, waits for nothing, and lets
-# the code below say what one person's evening is, from top to bottom. What a reader keeps in its locals is paid
-# for by every client, which is why waiting for the hello is a function of its own.
+# A thread per person costs some 20 KiB and tells one person's evening from top to bottom. What it keeps in its
+# locals every person pays for, which is why waiting for the hello is a function of its own.
 
 
 def act(room, member, lines):
@@ -1724,10 +1721,9 @@ def read_guest(room, member, rate):
 class Huddle:
     """Keeps all threads on one processor while many people talk at once."""
 
-    # Threads of one interpreter take turns anyway, and on one processor they hand over for less than half the
-    # price. But there they also wait for whatever else the system runs on it, so it is done only while it
-    # pays, where the scheduler has just put this thread, and for no more than a second beyond. Where threads
-    # do run at once, or a system has no such call, or forbids it, they stay as they are.
+    # Threads of one interpreter take turns anyway, and on one processor they hand over for half the price. But
+    # there they also wait for whatever else runs on it, so it is done only while it pays, where the scheduler has
+    # just put this thread, and for less than a second beyond. Where threads do run at once they stay apart.
 
     def __init__(self):
         self.met, self.at = 0, time.monotonic()
@@ -1758,9 +1754,8 @@ class Huddle:
 class Caretaker:
     """The one thread that waits: for full sockets, for farewells to end, to record again."""
 
-    # Its selector and the lists here are its own; of the fan-out it touches anything only with the baton. A
-    # socket that it watches is closed by nobody else, or the system might give its number to another while
-    # the selector still waits for it: so such members come to `graves`.
+    # Of the fan-out it touches anything only with the baton. A socket that it watches is closed by nobody else, or
+    # the system might give its number to another while the selector still waits: such members come to `graves`.
 
     def __init__(self, fanout):
         self.fanout, self.stopped = fanout, False
@@ -1794,22 +1789,17 @@ class Caretaker:
         wait = None
         while not self.stopped:
             ready = [key.data for key, _ in self.selector.select(wait)]
+            with contextlib.suppress(BlockingIOError):  # the bell has been heard
+                while self.ear.recv(4096):
+                    pass
             with self.fanout.baton:
-                for member in ready + self.unplaced:
-                    if member:
-                        self.fanout.push(member)
-                    else:
-                        self._hear()
+                for member in filter(None, ready + self.unplaced):
+                    self.fanout.push(member)
                 self._watch()
                 due = self.fanout.look_after()
             self.fanout.flush()
             waits = [due, self.huddle.look(self.fanout.met), 0.05 if self.unplaced else None]
             wait = min((seconds for seconds in waits if seconds is not None), default=None)
-
-    def _hear(self):
-        with contextlib.suppress(BlockingIOError):
-            while self.ear.recv(4096):
-                pass
 
     def _watch(self):
         fanout, taken = self.fanout, self.selector.get_map()
@@ -1876,9 +1866,8 @@ class Unrendered(collections.namedtuple("Unrendered", "size render dear", defaul
 class Pipe:
     """What there is instead of a Screen where nobody sits at a terminal: plain lines in, plain lines out."""
 
-    # `run` calls `take`, in the main thread, with each line that comes in, and with None at the end of the
-    # input. Without `take` nothing is read. `show` and `end` may be called by any thread, `end` by a signal
-    # handler, too. There is nothing to draw again and no input line to give anything back to.
+    # `run` calls `take`, in the main thread, with each line that comes in, and with None at their end; without
+    # `take` nothing is read. `show` and `end` may be called by any thread, `end` by a signal handler, too.
 
     attended = False  # nobody can be asked here
 
@@ -1970,10 +1959,6 @@ class Backlog:
         self.size -= line.size
         return line
 
-    def is_half_full(self):
-        """Whether whoever can wait should do so."""
-        return len(self.waiting) > SCREEN_LINES // 2 or self.size > SCREEN_CHARACTERS // 2
-
     def take(self):
         """The next batch: one text, for a terminal that itself does nothing at the end of a row."""
         texts, size, skipped = [], 0, self.skipped - len(self.kept)
@@ -2012,17 +1997,13 @@ class Screen:
     # and keys act by themselves, until `ask` opens the line.
     #
     # What it knows of prompt_toolkit beyond its documentation; to be looked at with each new version:
-    #   PROMPT_TOOLKIT_NO_CPR     it must not ask the terminal for the cursor's position at each batch: slow
-    #                             terminals answer late, and some into the input line
-    #   layout.container.children the rows of a PromptSession. Its own toolbar shows only where the terminal
-    #                             tells the cursor's position, so the bar is a window of ours
-    #   app.input.cooked_mode     what run_in_terminal switches to. In cooked mode the terminal itself shows
-    #                             keys that are pressed meanwhile, in the middle of what is printed
-    #   default_buffer.read_only  a filter like that of the constructor, set later
-    #   app.future                whether the prompt can still be ended
-    #   pre_run                   is called within the loop that `prompt` makes, the only place to get hold of it
-    #   output.write_raw          writes escape sequences as they are
-    #   NoConsoleScreenBufferError  see `on_terminal`
+    #   PROMPT_TOOLKIT_NO_CPR      not to ask the terminal for the cursor's position at each batch: slow ones
+    #                              answer late, and some into the input line
+    #   layout.container.children  our bar is put behind them: the library's own toolbar needs that position
+    #   app.input.cooked_mode      replaced: run_in_terminal would switch to it, and the terminal then shows keys
+    #                              by itself, in the middle of what is printed
+    #   default_buffer.read_only, app.future, pre_run (within the loop), output.write_raw, and the name of
+    #   NoConsoleScreenBufferError in `on_terminal`
 
     attended = True  # there is somebody who can be asked
 
@@ -2163,7 +2144,8 @@ class Screen:
 
     def show_all(self, lines):
         """The same, for a thread that can wait while so much is waiting that something would be skipped."""
-        while not self.over and self.backlog.is_half_full():
+        waiting = self.backlog
+        while not self.over and (len(waiting.waiting) > SCREEN_LINES // 2 or waiting.size > SCREEN_CHARACTERS // 2):
             time.sleep(SCREEN_SECONDS)
         self.show(lines)
 
@@ -2758,14 +2740,6 @@ def enter(host, port, name):
         raise
 
 
-# What a person does who is refused a name: each takes the ChatError, and returns another name or raises it.
-
-
-def insist(error):
-    """A script that asked for a name must not take part under another one."""
-    raise error
-
-
 def take_free(error):
     """Whoever gave no name, or loses one by a lost connection, takes what the server offers."""
     if not error.name or type(error.name) is not str:
@@ -2816,13 +2790,13 @@ class Link:
         self.connection = self.receiver = None
 
     def join(self, name, choose_name):
-        """Enter the room, under a name that `choose_name` chooses if this one is refused."""
+        """Enter the room, under a name that `choose_name` chooses, if it is given, where this one is refused."""
         entered = None
         while not entered:
             try:
                 entered = enter(self.host, self.port, name)
             except ChatError as error:
-                if error.code not in ("bad-name", "name-taken"):
+                if not choose_name or error.code not in ("bad-name", "name-taken"):
                     raise
                 name = choose_name(error)
         self.connection, batches, opening = entered
@@ -2934,12 +2908,10 @@ class Client:
 
     # Two threads come by. The main thread enters lines and asks for prompt and status; the receiver, or
     # one that joins again, calls what a Link calls, which must not make it wait. What one of them writes
-    # the other only reads, and to be a moment behind does no harm; so there is no lock. (`link.parting`
-    # both may set, but nobody unsets it.)
+    # the other only reads, and to be a moment behind does no harm; so there is no lock.
     #
     # The same commands hold on a terminal and through a pipe, but only a person can be asked whether a bare
-    # "quit" is meant, and can join again. A script's lines wait for the server instead, so that it cannot
-    # be far ahead of what it would see.
+    # "quit" is meant, and can join again; a script's lines wait for the server instead.
 
     def __init__(self, host, port, log=None, times=TIMES[0]):
         self.link, self.view = Link(host, port, self), View()
@@ -3179,7 +3151,7 @@ def join(address="", name=None, log=None, times=TIMES[0]):
             client.link.join(name or ask("Your name", login_name()), ask_again)
             remember_address(address or "127.0.0.1")
         else:
-            client.link.join(name or login_name(), take_free if name is None else insist)
+            client.link.join(name or login_name(), take_free if name is None else None)  # a script keeps to its name
         client.screen.run()
     except KeyboardInterrupt:
         pass  # leaving is what it means
@@ -3218,11 +3190,9 @@ class Tape:
 
     # What is known goes as far as `grow` has been called: whoever plays a tape can begin before the rest is
     # known, and to follow a file that is still written is to call it again and again. A seat's part of the tape
-    # is a stretch of lines: in a server's file, where numbers rise by one, from the first that they were told to
-    # their leave; in somebody's own, from the beginning, and it is asked of each line whether it was for them.
-    #
-    # Somebody's own recording begins with a welcome. If they lost the connection and came again there is another
-    # one, and from there on what is for one person only is for the new seat.
+    # is a stretch of lines: in a server's file from the first that they were told to their leave; in somebody's
+    # own, which begins with a welcome, from the beginning, and each line is asked whether it was for them. With
+    # another welcome they came again, and what is for one person only is for the new seat.
 
     def __init__(self, file):
         self.lines, self.view = Lines(file), View()

@@ -202,7 +202,7 @@ class Somebody:
 def test_a_link_comes_again_with_nothing_twice_and_gives_back_what_got_no_answer(server):
     bob = Somebody()
     bob.link = link = chat.Link(*server.address, bob)
-    link.join("bob", chat.insist)
+    link.join("bob", None)
     link.request("one", "say", text="one")
     helpers.wait_for(lambda: bob.texts() == ["one"], "the echo")
     assert (link.confirm(1), link.confirm(1)) == ("one", "")
