@@ -86,37 +86,37 @@ __version__ = "1.0"
 
 
 # === limits =======================================================================================
-# Every limit and default in one place, each with its reason; the one error meant for people; and how this
+# Every limit and default in one place, with its reason where that is not plain; the one error meant for people; and how this
 # program is called, since its file may bear any name.
 
-PORT = 7011
+PORT = 7011  # nobody needs to be root for it, and no known service has it
 VERSION = 1  # of the lines on the wire and in session files; a reader refuses a higher one
 
 LINE_BYTES = 64 << 10  # what a client may send in one line: 4,000 emoji, escaped, fit
 REPLY_BYTES = 8 << 20  # what a server may: a welcome names everybody present
 TEXT_POINTS = 4000  # a page of text; more belongs in a file
 TEXT_ROWS = 60  # so that one message cannot scroll everything else away
-NAME_POINTS = 32
+NAME_POINTS = 32  # so that a name leaves room for what is said behind it
 NESTING = 32  # brackets in a line; thousands would overflow a small thread stack inside json
 REFUSED_LINES = 20  # after so many lines that made no sense, the other side speaks something else
 
 HISTORY = 50  # say and me lines that a newcomer is given
 HISTORY_STRETCH = 10  # ... looking at most so many times as many events back
-HISTORY_BYTES = 256 << 10
+HISTORY_BYTES = 256 << 10  # ... and so much, since everybody who comes is sent it; less than KEEP_BYTES
 KEEP_BYTES = 1 << 20  # of the log kept in memory, for newcomers and the console
 LAG_BYTES = 8 << 20  # what may wait for one member; more means that it has stopped reading
 FAREWELL_SECONDS = 5.0  # for what a leaving member is still to be sent
 ENDING_SECONDS = 1.4  # the same when the whole room ends: within two seconds all is over
 ROUNDS = 50  # that one reader may carry out in a row, before its own socket waits too long
 PIECE_BYTES = 64 << 10  # small chunks are sent together to a member that lags
-HELLO_SECONDS = 30.0  # to say who one is
+HELLO_SECONDS = 30.0  # to say who one is; a thread waits for it
 READ_BYTES = 1024, 64 << 10  # recv takes the first even while it waits; it grows while it is filled
 IDLE_SECONDS = 2e6  # three weeks: the longest time-out that every system can count
 
 CROWD = 1000  # times a second that a talking thread finds another one at work: many people talk at once
 CROWD_SECONDS = 0.25  # between two looks at that
 RATE = 50  # requests per second and person: nobody types so fast, scripts may
-RATE_BURST = 4  # seconds' worth that may come at once
+RATE_BURST = 4  # seconds' worth that may come at once: a paste
 RATE_AHEAD = 60.0  # seconds; whoever sent more than that beyond the limit is cut
 WHO_PEOPLE = 100  # a `who` costs one request for each so many people that it lists
 
@@ -133,11 +133,11 @@ LASTING_SECONDS = 15.0  # how long a picture of somebody's leaving waits for wha
 PICTURE_PEOPLE = 4  # windows of people beside the server's, at one moment of a report
 SAMPLES = {"demo": ("sample-lab.jsonl", "a lab on sockets, in Russian"),  # sessions that come with the program
            "demo-en": ("sample-class.jsonl", "a class in three parts, in English")}
-LISTED_SEATS = 30  # in an error message
-LISTED_BYTES = 8 << 20  # of a recording that is read whole to be listed
+LISTED_SEATS = 30  # in an error message, which is to be one sentence
+LISTED_BYTES = 8 << 20  # of a recording that is read whole to be listed: a fraction of a second
 OPENING_LINES = 100  # of a file, among which its session line must be
 RETRY_SECONDS = 1.0  # between attempts to record again
-BACKLOG_BYTES = 1 << 20  # of lines kept for the recording while it fails
+BACKLOG_BYTES = 1 << 20  # of lines kept for the recording while it fails: minutes of talk
 
 CONSOLE_LINES = 100  # shown per batch; the rest of a flood is counted
 CONSOLE_SECONDS = 0.1  # between batches
@@ -147,10 +147,10 @@ BATCH_SECONDS = 0.005  # what writing one may take; more, and the next is half a
 SCREEN_LINES = 1000  # waiting for a terminal; what is beyond is counted, not shown
 SCREEN_CHARACTERS = 256 << 10  # the same
 DEAR_LINES = 20  # shown even when the rest of a flood is skipped
-MUTE_MINUTES = 5
+MUTE_MINUTES = 5  # unless the host says how many
 GATHER_SECONDS = 0.01  # between two looks at what has come, while much comes
 UNSENT_SECONDS = 1.0  # after which a line without its echo counts as still on its way
-CONNECT_SECONDS = 10.0
+CONNECT_SECONDS = 10.0  # and for the first lines of what answers
 RECENT = 5  # addresses that the menu remembers
 AHEAD = 100  # lines that a script may be ahead of the server's confirmation
 ACKNOWLEDGE_SECONDS = 2.0  # how long a leaving client waits for the server's last line
