@@ -304,12 +304,9 @@ def is_utf8(text):
 
 def _is_start(value):
     # By a pattern first, since newer Pythons take more forms than older ones.
-    if type(value) is not str or not _moment.fullmatch(value):
-        return False
-    try:
-        return datetime.datetime.fromisoformat(value).utcoffset() is not None
-    except ValueError:
-        return False
+    with contextlib.suppress(ValueError):
+        return type(value) is str and bool(_moment.fullmatch(value) and datetime.datetime.fromisoformat(value))
+    return False
 
 
 class Kind(collections.namedtuple("Kind", "fits words")):
@@ -365,10 +362,9 @@ def decode_request(line):
     if id is not None and not COUNT.fits(id):
         raise ChatError(f'"id" must be {COUNT.words}')
     try:
-        fields = REQUESTS.get(do) if type(do) is str else None
-        if fields is None:
+        if type(do) is not str or do not in REQUESTS:
             raise ChatError(f'"do" must be one of: {" ".join(REQUESTS)}')
-        check_fields(do, fields, request)
+        check_fields(do, REQUESTS[do], request)
     except ChatError as error:
         error.id = id
         raise
@@ -413,17 +409,14 @@ def blocks(receive, limit):
             size *= 2
         elif len(data) < size >> 3 and size > READ_BYTES[0]:
             size >>= 1
+        if skipping:
+            _, ended, data = data.partition(b"\n")
+            skipping = not ended
         cut = data.rfind(b"\n") + 1
-        if skipping and cut:
-            data, skipping = data[data.find(b"\n") + 1:], False
-            cut = data.rfind(b"\n") + 1
-        elif skipping:
-            continue
         if cut:
-            yield rest + data[:cut] if rest else data[:cut]
-            rest = data[cut:]
-        else:
-            rest += data
+            yield rest + data[:cut]
+            rest = b""
+        rest += data[cut:]
         if len(rest) > limit:
             rest, skipping = b"", True
             yield None
@@ -499,14 +492,13 @@ TIMES = "short", "long", "off"  # how the time of a line is shown
 
 def clock(session, t, times=TIMES[0]):
     """The time of day in the session's own zone, t seconds after its start."""
-    second = int(_second_of_day(session["start"]) + t)
-    return _time_of_day(second % 86400 if times == "long" else second % 86400 // 60 * 60, times == "long")
+    minute, second = divmod(int(_second_of_day(session["start"]) + t), 60)
+    return f"{_time_of_day(minute)}:{second:02}" if times == "long" else _time_of_day(minute)
 
 
 @functools.lru_cache(maxsize=64)  # in a flood many lines share one
-def _time_of_day(second, long):
-    text = "%02d:%02d:%02d" % (second // 3600, second // 60 % 60, second % 60)
-    return text if long else text[:-3]
+def _time_of_day(minute):
+    return "%02d:%02d" % (minute // 60 % 24, minute % 60)
 
 
 @functools.lru_cache(maxsize=4)  # a session has one start
@@ -548,8 +540,6 @@ RENDERINGS = {
 }
 _templates = {(kind, word): (style, re.findall(r"\{(\w+)\}|([^{]+)", words))
               for kind, table in RENDERINGS.items() for word, (style, words) in table.items()}
-
-
 NAME_FIELDS = frozenset(("who", "to", "name", "you"))
 
 
@@ -586,9 +576,7 @@ def _field(event, field, style, viewer):
 def render(event, session, viewer=None, times=TIMES[0]):
     """An event or reply as (style, text) pieces, as `viewer` sees it; none if there is nothing to see."""
     kind = "ev" if "ev" in event else "re" if "re" in event else "here"
-    style, parts = _templates.get((kind, event[kind]), ("system", None))
-    if parts is None:
-        parts = [("", "-- " + clean_row(describe(event)[:200]))]
+    style, parts = _templates.get((kind, event[kind])) or ("system", [("", "-- " + clean_row(describe(event)[:200]))])
     pieces = [("time", clock(session, event["t"], times) + " ")] if times != "off" else []
     for field, words in parts:
         pieces += [(style, words)] if words else _field(event, field, style, viewer)
