@@ -2237,10 +2237,8 @@ def listen(host, port):
     try:
         if not host and family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        if hasattr(socket, "SO_EXCLUSIVEADDRUSE"):  # Windows, where SO_REUSEADDR shares the port
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
-        else:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # On Windows SO_REUSEADDR would share the port.
+        listener.setsockopt(socket.SOL_SOCKET, getattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_REUSEADDR), 1)
         listener.bind(address)
         listener.listen(1024)  # a whole class that arrives at once must not wait for a second SYN
     except OSError:
@@ -2288,21 +2286,19 @@ class Server:
         self.address = listener.getsockname()[:2]
         self.caretaker = Caretaker(room.fanout)
         self.guests = set()  # members, and who may become one, whose threads run
-        self.stopping = False
         self.warned = -60.0  # when the console was last told that there is no room for more
-        self.acceptor = threading.Thread(target=self._accept, name="accept", daemon=True)
 
     def start(self):
         """Begin to serve; returns at once."""
         self.caretaker.thread.start()
-        self.acceptor.start()
+        threading.Thread(target=self._accept, name="accept", daemon=True).start()
 
     def _accept(self):
-        while not self.stopping:
+        while not self.room.closed:
             try:
                 out, address = self.listener.accept()
             except OSError as error:
-                if not self.stopping and error.errno != errno.ECONNABORTED:
+                if not self.room.closed and error.errno != errno.ECONNABORTED:
                     self._too_many(error.strerror)
                 continue
             out.setblocking(False)
@@ -2335,9 +2331,8 @@ class Server:
 
     def stop(self):
         """End the room for everyone: their last line, the recording closed, the threads gone."""
-        if self.stopping:
+        if self.room.closed:
             return
-        self.stopping = True
         self.room.ask(self.room.host, {"do": "end"})
         self.room.flush()
         with contextlib.suppress(OSError):  # wakes accept; where it does not, the thread is a daemon
@@ -2369,17 +2364,16 @@ def recover(path):
     """What a server needs to go on in its own session file: its session, n and t, people, end, size."""
     # The whole file is looked through once, which also finds who was in the room when a server died. Its end, for
     # the history of newcomers, is whole events only.
-    session, view = None, View()
+    view = View()
     with open(path, "rb") as file:
         lines = Lines(file)
-        for i, event in itertools.chain.from_iterable(iter(lines.grow, None)):
-            session = event if i == 0 and event.get("ev") == "session" else session
-            if not session:
-                break
-            view.take(event)
-        if not session:
+        others = itertools.chain.from_iterable(iter(lines.grow, None))
+        i, session = next(others, (0, {}))
+        if i or session.get("ev") != "session":
             raise ChatError(f"{path} is not a session that a server recorded; choose another name")
         check_version(session)
+        for i, event in others:
+            view.take(event)
         first = max(1, bisect.bisect_left(lines.offsets, lines.end - HISTORY_BYTES))
         file.seek(lines.offsets[first] if first < len(lines) else lines.end)
         tail = [line for line in file if event_of(line) and b'"ev"' in line]
@@ -2423,8 +2417,8 @@ def lan_addresses():
 def banner(room, address, everyone):
     """The lines with which a server introduces itself."""
     host, port = address
-    shown = f"[{host}]" if ":" in host else host
-    yield f"chat {__version__}: room {clean_row(room.log.session['room'])} listens on {'all addresses' if everyone else shown}:{port}"
+    name, shown = clean_row(room.log.session["room"]), f"[{host}]" if ":" in host else host
+    yield f"chat {__version__}: room {name} listens on {'all addresses' if everyone else shown}:{port}"
     if host in ("127.0.0.1", "::1"):
         yield f"  here type:      {command_line('join')}{'' if port == PORT else f' {shown}:{port}'}"
         yield f"  for others open it to this network:  {command_line('serve --lan --open')}"
@@ -2586,12 +2580,12 @@ def signals_caught(names, function):
     for name in names:
         number = getattr(signal, name, None)
         if number and (name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN):  # nohup wants that
-            before[name] = signal.signal(getattr(signal, name), lambda number, frame: function())
+            before[number] = signal.signal(number, lambda number, frame: function())
     try:
         yield
     finally:
-        for name, handler in before.items():
-            signal.signal(getattr(signal, name), handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def serve(host="127.0.0.1", port=PORT, room="chat", log=None, history=HISTORY, rate=RATE, max_people=0):
