@@ -3839,11 +3839,8 @@ def _page_event(event):
 
 
 def _page_value(word, field, value):
-    if type(value) is list:
-        return list(map(clean_row, value))
-    if type(value) is not str:
-        return value
-    return clean(value) if field == "text" and word != "leave" else clean_row(value)
+    harmless = clean if field == "text" and word != "leave" else clean_row
+    return harmless(value) if type(value) is str else list(map(harmless, value)) if type(value) is list else value
 
 
 # How a window looks in a picture; the colours are those of the terminal's codes in STYLES.
@@ -3862,7 +3859,7 @@ def cells(pieces, columns):
     rows, column = [[]], 0
     for style, text in pieces:
         for cluster in _cluster.findall(text):
-            width = wcswidth(cluster) if cluster != "\n" else 0
+            width = wcswidth(cluster)
             if cluster == "\n" or column + width > columns:
                 rows.append([])
                 column = 0
@@ -3884,10 +3881,10 @@ def window(rows, title, columns=PICTURE[0]):
              f'height="{height:g}" font-family="ui-monospace, Menlo, Consolas, \'DejaVu Sans Mono\', monospace" '
              f'font-size="14" fill="{INK}">',
              f"<title>{escape(title)}</title>",
-             f'<rect width="{width:g}" height="{height:g}" rx="8" fill="{GROUND}"/>']
-    parts += [f'<circle cx="{18 + 18 * number}" cy="15" r="5" fill="{colour}"/>'
-              for number, colour in enumerate(("#ff6b60", "#ffc04a", "#4fd06a"))]
-    parts.append(f'<text x="{width / 2:g}" y="20" text-anchor="middle" fill="{INKS["2"]}">{escape(title)}</text>')
+             f'<rect width="{width:g}" height="{height:g}" rx="8" fill="{GROUND}"/>',
+             *(f'<circle cx="{x}" cy="15" r="5" fill="{colour}"/>'
+               for x, colour in ((18, "#ff6b60"), (36, "#ffc04a"), (54, "#4fd06a"))),
+             f'<text x="{width / 2:g}" y="20" text-anchor="middle" fill="{INKS["2"]}">{escape(title)}</text>']
     for number, row in enumerate(rows):
         y = TITLE + number * ROW
         spans = [_span(list(run), y, parts) for key, run in itertools.groupby(row, _run_key)]
@@ -3948,10 +3945,10 @@ def write_picture(tape, seat, scenes, out, max_gap=0.0):
 
 
 class Moment:
-    """A moment that a report shows: what it is, up to when, from which seats, and the text of a mark."""
+    """A moment that a report shows: up to when, from which seats, and the text of a mark."""
 
-    def __init__(self, what, t, seats=(), text="", until=float("inf")):
-        self.what, self.t, self.seats, self.text = what, t, list(seats), text
+    def __init__(self, t, seats=(), text="", until=float("inf")):
+        self.t, self.seats, self.text = t, list(seats), text
         self.until = until  # how far it may last, while people only talk, so that one sees what came of it
 
 
@@ -3967,54 +3964,51 @@ class Survey:
     def __init__(self, tape):
         tape.grow_whole()
         self.seats, self.view, self.known = tape.seats, View(), set()  # known: the names that were here
-        self.said, self.messages, self.course, self.end = collections.Counter(), 0, [], 0.0  # said: by the n of seats
-        self.talk, self.leave, self.join, self.marks = Moment("talk", 0.0), None, None, []
-        self.lasting = None  # the moment that lasts while people only talk
+        self.said, self.course, self.end = collections.Counter(), [], tape.lines.moments[-1]  # said: by the n of seats
+        self.moments = {"talk": [], "leave": [], "join": [], "mark": []}
+        self.talking, self.lasting = [], None  # the seats of the first; the moment that lasts while people only talk
         for i in range(len(tape.lines)):
             for event in tape.lines.read(i):
-                self.end = max(self.end, event["t"])
                 if "ev" in event:
                     self.view.take(event)
-                    self._count(event)
-                    self._look_at(i, event)
+                    self._take(i, event)
+        self.messages = sum(self.said.values())
 
     def people(self):
         """How many different people there were, as far as names tell."""
         return len({seat.names[0][1] for seat in self.seats.values()})
 
-    def moments(self):
-        """The moments that a report shows, in the order of what they are."""
-        return [self.talk] * bool(self.talk.seats) + list(filter(None, (self.leave, self.join))) + self.marks
-
     def _here(self):
         return [self.seats[n] for n in self.view.people.values()]
 
-    def _count(self, event):
-        if event["ev"] in ("say", "me"):
-            self.messages += 1
+    def _take(self, i, event):
+        word, t = event["ev"], event["t"]
+        if word in ("say", "me"):
             self.said[self.view.people.get(event["who"])] += 1  # None is the server, by its console
-        elif event["ev"] in ("join", "leave", "nick", "mark", "notice", "end"):
+            talking = [seat for seat in self._here() if seat.n in self.said]
+            if len(talking) > len(self.talking):
+                self.talking, self.lasting = talking, Moment(t, talking)
+                self.moments["talk"] = [self.lasting]
+            elif self.lasting and t <= self.lasting.until:
+                self.lasting.t = t
+        elif word in EVENTS and word != "session":
             self.course.append(event)
+            self._look_at(i, event)
 
     def _look_at(self, i, event):
         word, t = event["ev"], event["t"]
-        if word in ("say", "me"):
-            talking = [seat for seat in self._here() if seat.n in self.said]
-            if len(talking) > len(self.talk.seats):
-                self.talk = self.lasting = Moment("talk", t, talking)
-            elif self.lasting and t <= self.lasting.until:
-                self.lasting.t = t
-        elif word == "mark":
-            self.lasting = Moment("mark", t, text=event["text"])
-            self.marks.append(self.lasting)
-        elif word in ("join", "leave", "nick", "end"):
+        if word != "notice":
             self.lasting = None
-            if word == "leave" and len(self.talk.seats) > 1 and not self.leave:
-                gone = [seat for seat in self.talk.seats if seat.last == i]
-                self.leave = self.lasting = Moment("leave", t, self._here()[:1] + gone, until=t + LASTING_SECONDS)
-            elif word == "join" and len(self.said) > 1 and event["who"] not in self.known:
-                self.join = Moment("join", t, [self.seats[event["n"]]])
-            self.known.update(self.view.people)
+        if word == "mark":
+            self.lasting = Moment(t, text=event["text"])
+            self.moments["mark"].append(self.lasting)
+        elif word == "leave" and len(self.talking) > 1 and not self.moments["leave"]:
+            gone = [seat for seat in self.talking if seat.last == i]
+            self.lasting = Moment(t, self._here()[:1] + gone, until=t + LASTING_SECONDS)
+            self.moments["leave"] = [self.lasting]
+        elif word == "join" and len(self.said) > 1 and event["who"] not in self.known:
+            self.moments["join"] = [Moment(t, [self.seats[event["n"]]])]
+        self.known.update(self.view.people)
 
 
 def write_report(path, folder, language="en"):
@@ -4026,34 +4020,33 @@ def write_report(path, folder, language="en"):
         if os.path.exists(file):
             raise ChatError(f"{file} exists already, perhaps with somebody's conclusions; choose another folder")
         _tell_if_private(tape)
-        survey, pictures, numbers = Survey(tape), collections.defaultdict(list), itertools.count(1)
+        survey, numbers = Survey(tape), itertools.count(1)
         make_folder(file)
-        for moment in survey.moments():
-            pictures[moment.what].append(_draw_moment(tape, folder, numbers, moment, words))
-        values = _report_values(tape.session, survey, words)
-        values["recorder"] = (words["own"].format(who=markdown(tape.viewer)) if tape.viewer else words["whole"])
-    for what in ("talk", "leave", "join", "mark"):
-        values[what] = "\n\n".join(pictures[what])
+        values = _report_values(tape, survey, words)
+        for what, moments in survey.moments.items():
+            values[what] = "\n\n".join([_draw_moment(tape, folder, numbers, what, moment, words) for moment in moments])
     # A section whose content there is not, such as the marks of a session without, is left out.
     sections = [section for section in re.split("(?m)^(?=##)", body)
                 if all(values[name] for name in re.findall(r"\{(\w+)\}", section))]
     with _open_output(file) as out:
-        out.write(re.sub(r"\{(\w+)\}", lambda found: values[found.group(1)], "".join(sections)))
+        out.write("".join(sections).format(**values))
     return file
 
 
-def _report_values(session, survey, words):
+def _report_values(tape, survey, words):
     # What the places in the report's text are filled with, but for the pictures.
     def time_of(t):
-        return clock(session, t, "long") if t is not None else "—"
+        return clock(tape.session, t, "long") if t is not None else "—"
 
     rows = [(" → ".join(markdown(name) for i, name in seat.names), time_of(seat.t), time_of(seat.left),
              survey.said[seat.n]) for seat in survey.seats.values()]
     rows += [("server", "—", "—", survey.said[None])] * bool(survey.said[None])
     participants = [f"| {' | '.join(map(str, row))} |" for row in rows]
     course = [f"- {time_of(event['t'])} {_event_in_words(event, words)}" for event in survey.course]
-    return {"room": markdown(session["room"]), "date": session["start"][:10], "time": clock(session, 0.0),
-            "length": _duration(survey.end, words), "people": str(survey.people()), "messages": str(survey.messages),
+    return {"room": markdown(tape.session["room"]), "date": tape.session["start"][:10],
+            "time": clock(tape.session, 0.0), "length": _duration(survey.end, words),
+            "people": str(survey.people()), "messages": str(survey.messages),
+            "recorder": words["own"].format(who=markdown(tape.viewer)) if tape.viewer else words["whole"],
             "participants": "\n".join(participants), "course": "\n".join(course)}
 
 
@@ -4082,14 +4075,14 @@ def _event_in_words(event, words):
     return re.sub(r"\{(\w+)\}", lambda found: markdown(event[found.group(1)]), template)
 
 
-def _draw_moment(tape, folder, numbers, moment, words):
+def _draw_moment(tape, folder, numbers, what, moment, words):
     # The windows of the server and of those who were there, as Markdown with captions.
     parts, shown = [], moment.seats[:PICTURE_PEOPLE]
     # None is the server's. Of a person's own recording only their own window is told.
-    windows = [None] if tape.viewer else [None] * (moment.what != "join") + shown
+    windows = [None] if tape.viewer else [None] * (what != "join") + shown
     for seat, number in zip(windows, numbers):
         whose = f"seat-{seat.n}" if seat else "recording" if tape.viewer else "server"
-        name = f"{number:02}-{moment.what}-{whose}.svg"
+        name = f"{number:02}-{what}-{whose}.svg"
         with _open_output(os.path.join(folder, name)) as out:
             title = write_picture(tape, seat, tape.between(seat, end=moment.t), out)
         caption = words["window"].format(who=markdown(title)) if seat or tape.viewer else words["server"]
@@ -4111,7 +4104,7 @@ def list_recordings(folder):
             if name.endswith(".jsonl") and os.path.isfile(path):  # a pipe would have to be waited for
                 with contextlib.suppress(OSError, ChatError), open(path, "rb") as file:
                     found.append((*_describe_recording(file), path))
-    return [(path, label) for start, label, path in sorted(found, reverse=True) if label]
+    return [(path, label) for start, label, path in sorted(found, reverse=True)]
 
 
 def _describe_recording(file):
@@ -4120,7 +4113,7 @@ def _describe_recording(file):
     tape, size = Tape(file), file.seek(0, os.SEEK_END)
     session, lines = tape.session, tape.lines
     if not session:
-        return 0.0, ""
+        raise ChatError("this is not a recorded session")
     start = datetime.datetime.fromisoformat(session["start"])
     facts = [f"{session['start'][:16].replace('T', ' ')}  {clean_row(session['room'])}"]
     if size <= LISTED_BYTES:
