@@ -309,10 +309,7 @@ def _is_start(value):
     return False
 
 
-class Kind(collections.namedtuple("Kind", "fits words")):
-    """What a field may be: a test, and the words for it."""
-
-
+Kind = collections.namedtuple("Kind", "fits words")  # what a field may be: a test, and the words for it
 STRING = Kind(lambda value: type(value) is str and (value.isascii() or is_utf8(value)), "a string of whole characters")
 COUNT = Kind(lambda value: type(value) is int and 0 <= value < 1 << 53, "a whole number from 0 to 2^53-1")
 SECONDS = Kind(lambda value: type(value) in (int, float) and 0 <= value < 1e11, "a number of seconds")
@@ -591,13 +588,13 @@ def plain(pieces):
 def coloured(pieces):
     """The pieces as text with the escape sequences of their colours; the text itself holds none."""
     parts, before = [], ""
-    for style, text in pieces:
+    for style, text in [*pieces, ("text", "")]:
         code = STYLES[style]
         if code != before:
             parts.append(f"\x1b[{'0;' if before else ''}{code}m" if code else "\x1b[0m")
             before = code
         parts.append(text)
-    return "".join(parts) + "\x1b[0m" if before else "".join(parts)
+    return "".join(parts)
 
 
 # === session file =================================================================================
@@ -2253,12 +2250,12 @@ def open_listener(host, port):
         return listen(host, port)
     except (socket.gaierror, UnicodeError):
         raise ChatError(f"{host} is no address that this computer can find") from None
-    except OSError as problem:
-        error = problem
-        if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+    except OSError as error:
+        what = {errno.EADDRINUSE: "is taken", errno.EACCES: "is not for everyone"}.get(error.errno)
+        if not what:
             raise ChatError(f"cannot listen on {host}:{port}: {error.strerror}") from None
-    free, what = _free_port(host, port), "is taken" if error.errno == errno.EADDRINUSE else "is not for everyone"
-    raise ChatError(f"port {port} {what}; port {free} is free: add --port {free}")
+        free = _free_port(host, port)
+        raise ChatError(f"port {port} {what}; port {free} is free: add --port {free}") from None
 
 
 def _free_port(host, port):
@@ -2591,19 +2588,15 @@ def signals_caught(names, function):
 def serve(host="127.0.0.1", port=PORT, room="chat", log=None, history=HISTORY, rate=RATE, max_people=0):
     """Open a room and serve it until a signal or its keyboard ends it; an empty host means every address."""
     raise_limits()
-    listener = open_listener(host, port)
-    try:
+    with open_listener(host, port) as listener:
         server = Server(open_room(room, log, history, max_people), listener, rate)
-    except ChatError:
-        listener.close()
-        raise
-    console = Console(server.room, Pipe(sys.stdout))
-    with signals_caught(("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"), console.end):
-        server.start()
-        console.screen.show([[("text", line)] for line in banner(server.room, server.address, not host)])
-        console.run()
-        server.stop()
-        console.stop()
+        console = Console(server.room, Pipe(sys.stdout))
+        with signals_caught(("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"), console.end):
+            server.start()
+            console.screen.show([[("text", line)] for line in banner(server.room, server.address, not host)])
+            console.run()
+            server.stop()
+            console.stop()
     if console.thread.is_alive():
         os._exit(0)  # stdout is held back, and Python's own last flush would wait for it, too
 
@@ -4220,10 +4213,8 @@ def _menu_join():
     # Without an address to choose there is no question whether it is to be another one.
     recent = recent_addresses()
     number = choose("Where?", recent + ["another address"]) if recent else 0
-    if number < len(recent):
-        address = recent[number]
-    else:
-        address = ask_until("Address, as `serve` prints it", "127.0.0.1", lambda text: parse_address(text) and text)
+    address = (recent + [None])[number] or ask_until("Address, as `serve` prints it", "127.0.0.1",
+                                                     lambda text: parse_address(text) and text)
     return ["join", *["--"] * address.startswith("-"), address]  # else it would be taken for an option
 
 
@@ -4234,10 +4225,6 @@ def _choose_recording():
         print("There is no recording in the folder sessions yet: host a chat and have it recorded. Samples:")
     recordings += [(name, f"a sample: {words}") for name, (file, words) in SAMPLES.items()]
     return recordings[choose("Which one?", [label for path, label in recordings])][0]
-
-
-def _menu_replay():
-    return ["replay", _choose_recording()]
 
 
 def _menu_report():
@@ -4267,8 +4254,9 @@ def _menu_give():
           f"  {command_line('serve --lan --open')}", sep="\n")
 
 
-MENU = (("host a chat", _menu_host), ("join a chat", _menu_join), ("replay a recording", _menu_replay),
-        ("make a report", _menu_report), ("give this program to a classmate", _menu_give), ("quit", None))
+MENU = (("host a chat", _menu_host), ("join a chat", _menu_join),
+        ("replay a recording", lambda: ["replay", _choose_recording()]), ("make a report", _menu_report),
+        ("give this program to a classmate", _menu_give), ("quit", None))
 
 
 def menu(run):
@@ -4464,7 +4452,7 @@ def _run(words):
         add(commands)
     options = parser.parse_args(words)
     # Told to everything at once by what it means anywhere: prompt_toolkit and other programs know it as well.
-    if getattr(options, "no_color", False):
+    if options.no_color:
         os.environ["NO_COLOR"] = "1"
     return _guarded(options.run, options)
 
@@ -4478,10 +4466,9 @@ def _guarded(function, *arguments):
         print(f"{program()}: {error}.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        return 0  # what was asked for
+        pass  # it is what was asked for
     except BrokenPipeError:
         silence(sys.stdout)  # whoever read it has enough
-        return 0
     except OSError as error:
         silence(sys.stdout)  # which may be what failed
         print(f"{program()}: the system says: {error.strerror or error}.", file=sys.stderr)
