@@ -398,10 +398,7 @@ def blocks(receive, limit):
     # Many lines that arrived together are judged and appended together. The read size grows while it
     # is filled, because recv allocates all of it before it waits, in every thread.
     size, rest, skipping = READ_BYTES[0], b"", False
-    while True:
-        data = receive(size)
-        if not data:
-            return
+    for data in iter(lambda: receive(size), b""):
         if len(data) == size and size < READ_BYTES[1]:
             size *= 2
         elif len(data) < size >> 3 and size > READ_BYTES[0]:
@@ -3768,9 +3765,8 @@ def write_transcript(tape, seat, scenes, out, max_gap):
 
 def write_cast(tape, seat, scenes, out, max_gap):
     """Write an asciicast, version 2, which players of recorded terminals understand."""
-    columns, rows = PICTURE
     start = datetime.datetime.fromisoformat(tape.session["start"])
-    out.write(_dump({"version": 2, "width": columns, "height": rows, "timestamp": int(start.timestamp()),
+    out.write(_dump({"version": 2, "width": PICTURE[0], "height": PICTURE[1], "timestamp": int(start.timestamp()),
                      "title": clean_row(tape.session["room"])}) + "\n")
     due = 0.0
     for step, scene in cap_silence(scenes, max_gap):
@@ -4063,8 +4059,7 @@ def _duration(t, words):
 
 def _event_in_words(event, words):
     # What happened, in the language of the report.
-    word = event["ev"] if event["ev"] != "leave" else f"leave-{event['why']}"
-    template = words.get(word, words[event["ev"]])
+    template = words.get(f"{event['ev']}-{event.get('why')}", words[event["ev"]])
     return re.sub(r"\{(\w+)\}", lambda found: markdown(event[found.group(1)]), template)
 
 
@@ -4087,17 +4082,17 @@ def _draw_moment(tape, folder, numbers, what, moment, words):
     return "\n\n".join(parts)
 
 
-def list_recordings(folder):
-    """The recordings in a folder, newest first, as (path, what is known of it)."""
+def list_recordings(folder=None):
+    """The recordings in a folder, else those in sessions/ and the samples, newest first: (path, what is known)."""
     # Other files may lie there too: what cannot be read, or is no session, is passed over without a word.
-    found = []
+    found, samples = [], [] if folder else [(name, f"a sample: {words}") for name, (file, words) in SAMPLES.items()]
     with contextlib.suppress(OSError):
-        for name in os.listdir(folder):
-            path = os.path.join(folder, name)
+        for name in os.listdir(folder or "sessions"):
+            path = os.path.join(folder or "sessions", name)
             if name.endswith(".jsonl") and os.path.isfile(path):  # a pipe would have to be waited for
                 with contextlib.suppress(OSError, ChatError), open(path, "rb") as file:
                     found.append((*_describe_recording(file), path))
-    return [(path, label) for start, label, path in sorted(found, reverse=True)]
+    return [(path, label) for start, label, path in sorted(found, reverse=True)] + samples
 
 
 def _describe_recording(file):
@@ -4107,13 +4102,11 @@ def _describe_recording(file):
     session, lines = tape.session, tape.lines
     if not session:
         raise ChatError("this is not a recorded session")
-    start = datetime.datetime.fromisoformat(session["start"])
     facts = [f"{session['start'][:16].replace('T', ' ')}  {clean_row(session['room'])}"]
     if size <= LISTED_BYTES:
         survey = Survey(tape)
-        people, messages = survey.people(), survey.messages
-        facts.append(f"{people} {'person' if people == 1 else 'people'}")
-        facts.append(f"{messages} {'message' if messages == 1 else 'messages'}")
+        for number, one, many in ((survey.people(), "person", "people"), (survey.messages, "message", "messages")):
+            facts.append(f"{number} {one if number == 1 else many}")
     else:
         lines = Lines(file, size - LISTED_BYTES)
         while lines.grow() is not None:
@@ -4124,7 +4117,7 @@ def _describe_recording(file):
     facts.append("torn" if lines.end < size else "complete" if last.get("ev") in ("end", "leave") else "not ended")
     if tape.viewer:
         facts.append(f"as {clean_row(tape.viewer)} saw it")
-    return start.timestamp(), ", ".join(facts)
+    return datetime.datetime.fromisoformat(session["start"]).timestamp(), ", ".join(facts)
 
 
 # By the ending of their files, which is also the name of the option.
@@ -4135,11 +4128,10 @@ def print_recordings(folder=None):
     """Print the recordings in a folder, else those in sessions/ and the samples."""
     if folder and not os.path.isdir(folder):
         raise ChatError(f"{folder} is no folder")
-    recordings = list_recordings(folder or "sessions")
-    if folder and not recordings:
+    recordings = list_recordings(folder)
+    if not recordings:
         raise ChatError(f"there is no recording in {folder}")
-    samples = [] if folder else [(name, f"a sample: {words}") for name, (file, words) in SAMPLES.items()]
-    for path, label in recordings + samples:
+    for path, label in recordings:
         print(f"{clean_row(path)}\n    {label}")
 
 
@@ -4220,10 +4212,9 @@ def _menu_join():
 
 def _choose_recording():
     # The samples are always there, so nobody has to record something before they see what a replay is.
-    recordings = list_recordings("sessions")
-    if not recordings:
+    recordings = list_recordings()
+    if len(recordings) == len(SAMPLES):
         print("There is no recording in the folder sessions yet: host a chat and have it recorded. Samples:")
-    recordings += [(name, f"a sample: {words}") for name, (file, words) in SAMPLES.items()]
     return recordings[choose("Which one?", [label for path, label in recordings])][0]
 
 
