@@ -189,7 +189,6 @@ _string = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?')  # an unfinished one too, or 
 _hidden = re.compile(f"[{UNSEEN}{JOINERS}\u034f]")
 _blank = re.compile(f"[\\s{UNSEEN}{JOINERS}]+")
 _moment = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{3}|\.\d{6})?[+-]\d\d:\d\d", re.ASCII)
-_number = re.compile(rb'"n":(\d+)')
 
 
 def encode(fields):
@@ -234,9 +233,7 @@ def decode(line):
 
 def encode_welcome(t, you, n, people, id, recorded=False):
     """The welcome for a newcomer; the names are quoted already, since a crowd brings many of them."""
-    rest = ',"recorded":true' if recorded else ""
-    if id is not None:
-        rest += ',"id":%d' % id
+    rest = (',"recorded":true' if recorded else "") + ("" if id is None else ',"id":%d' % id)
     return ('{"re":"welcome","t":%r,"you":%s,"n":%d,"people":[%s]%s}\n' % (t, you, n, people, rest)).encode()
 
 
@@ -423,15 +420,14 @@ def lines_of(block):
 
 def number_of(line):
     """The n of an encoded event, or of the first in a chunk."""
-    return int(_number.search(line).group(1))
+    return int(re.search(rb'"n":(\d+)', line).group(1))
 
 
 # === rendering ====================================================================================
-# `render` turns an event or reply into pieces of text, each with the name of a style. It is the only road
-# from what people wrote to a screen: console, client, replay, pictures and transcripts go by it. Only the page
-# that plays a session in a browser draws by itself; it is given the same table of words and texts that `clean`
-# has made harmless. That table of code points is fixed, since those that come with Python differ between
-# versions, and the same session must always give the same bytes.
+# `render` turns an event or reply into pieces of text, each with the name of a style. It is the only road from
+# what people wrote to a screen; only the page that plays a session in a browser draws by itself, from the same
+# table of words and texts that `clean` has made harmless. What is harmful is told by code points that are fixed:
+# Python's own tables differ between versions, and the same session must always give the same bytes.
 
 # Styles and their terminal colours; the names' colours can be read on dark and on light ground.
 STYLES = {"text": "", "time": "2", "system": "2", "history": "2", "me": "3", "private": "35", "mention": "1;7",
@@ -534,7 +530,6 @@ RENDERINGS = {
 }
 _templates = {(kind, word): (style, re.findall(r"\{(\w+)\}|([^{]+)", words))
               for kind, table in RENDERINGS.items() for word, (style, words) in table.items()}
-NAME_FIELDS = frozenset(("who", "to", "name", "you"))
 
 
 @functools.lru_cache(maxsize=1024)  # few people say much
@@ -547,7 +542,7 @@ def _field(event, field, style, viewer):
     value = event.get(field)
     if style == "private" and value == viewer and field != "text":
         return [(style, "you")]
-    if field in NAME_FIELDS:
+    if field in ("who", "to", "name", "you"):
         return [_name_piece(value)]
     if field == "people":
         names = [piece for name in value for piece in ((style, ", "), _name_piece(name))]
@@ -1457,8 +1452,6 @@ class View:
     """What one person knows of a room: who they are, who is here, what was said before they came."""
 
     # Without a name it is nobody's in particular: all that was said to everyone.
-
-    __slots__ = "session", "name", "heard", "people", "recorded", "over"
 
     def __init__(self, session=None, name=None, heard=-1):
         self.session, self.name = session, name
@@ -3753,9 +3746,9 @@ def _tell_if_private(tape):
     # What one person was told alone is theirs to hand round, but they should know that they do.
     if tape.viewer:
         tape.grow_whole()
-    if tape.viewer and any(event.get("re") == "tell" for i in tape.others for event in tape.lines.read(i)):
-        print("(this is somebody's own recording: what was said to them alone is in what you make of it)",
-              file=sys.stderr)
+        if any(event.get("re") == "tell" for i in tape.others for event in tape.lines.read(i)):
+            print("(this is somebody's own recording: what was said to them alone is in what you make of it)",
+                  file=sys.stderr)
 
 
 def write_transcript(tape, seat, scenes, out, max_gap):
@@ -4003,7 +3996,9 @@ class Survey:
 def write_report(path, folder, language="en"):
     """Make a folder with a report that only lacks its conclusions, and the pictures in it."""
     # The report itself is written last: if anything fails before, the same command can be given again.
-    words, body = _report_texts(language)
+    # At the head of its text stand the words of its language, as `name: words`.
+    head, body = shipped(f"report-{language}.md").decode().replace("\r\n", "\n").split("\n\n", 1)
+    words = dict(line.split(": ", 1) for line in head.split("\n"))
     file = os.path.join(folder, "report.md")
     with open_tape(path) as tape:
         if os.path.exists(file):
@@ -4037,12 +4032,6 @@ def _report_values(tape, survey, words):
             "people": str(survey.people()), "messages": str(survey.messages),
             "recorder": words["own"].format(who=markdown(tape.viewer)) if tape.viewer else words["whole"],
             "participants": "\n".join(participants), "course": "\n".join(course)}
-
-
-def _report_texts(language):
-    # The words of a language, which stand at the head of its file as `name: words`, and the report's text.
-    head, body = shipped(f"report-{language}.md").decode().replace("\r\n", "\n").split("\n\n", 1)
-    return dict(line.split(": ", 1) for line in head.split("\n")), body
 
 
 def markdown(text):
