@@ -1539,7 +1539,7 @@ def complete(before, commands, names):
     """What Tab makes of the text before the cursor: (how much of it, the words that may stand there)."""
     head, _, word = before.rpartition(" ")
     if not head and before.startswith("/"):
-        words, word = [f"/{name} " for name in commands], before
+        words = [f"/{name} " for name in commands]
     elif word.startswith("@"):
         words = [f"@{name} " for name in names]
     else:
@@ -2563,16 +2563,13 @@ def raise_limits():
 @contextlib.contextmanager
 def signals_caught(names, function):
     """Within, each of these signals calls this function and does nothing else."""
-    before = {}
-    for name in names:
-        number = getattr(signal, name, None)
-        if number and (name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN):  # nohup wants that
-            before[number] = signal.signal(number, lambda number, frame: function())
-    try:
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            number = getattr(signal, name, None)
+            if number and (name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN):  # nohup wants that
+                before = signal.signal(number, lambda number, frame: function())
+                stack.callback(signal.signal, number, before)
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def serve(host="127.0.0.1", port=PORT, room="chat", log=None, history=HISTORY, rate=RATE, max_people=0):
@@ -3905,10 +3902,6 @@ def escape(text):
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
 
 
-# Every export is a function of the scenes, where to write, from and to which moment, and the longest silence, which
-# only a cast has. All but the picture write as they read, so that a long session takes no more memory.
-
-
 def write_picture(tape, seat, scenes, out, max_gap=0.0):
     """Write the picture of a window after these scenes, the server's or a person's; returns its title."""
     columns, height = PICTURE
@@ -4109,7 +4102,8 @@ def _describe_recording(file):
     return datetime.datetime.fromisoformat(session["start"]).timestamp(), ", ".join(facts)
 
 
-# By the ending of their files, which is also the name of the option.
+# By the ending of their files, which is also the name of the option. All but the picture write as they read, so
+# that a long session takes no more memory.
 EXPORTS = {"txt": write_transcript, "cast": write_cast, "svg": write_picture, "html": write_page}
 
 
