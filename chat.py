@@ -3939,7 +3939,7 @@ class Survey:
     def __init__(self, tape):
         tape.grow_whole()
         self.seats, self.view, self.known = tape.seats, View(), set()  # known: the names that were here
-        self.said, self.course, self.end = collections.Counter(), [], tape.lines.moments[-1]  # said: by the n of seats
+        self.said, self.course, self.end = collections.Counter(), [], tape.lines.moments[-1]  # said: by seats' n
         self.moments = {"talk": [], "leave": [], "join": [], "mark": []}
         self.talking, self.lasting = [], None  # the seats of the first; the moment that lasts while people only talk
         for i in range(len(tape.lines)):
@@ -4001,7 +4001,7 @@ def write_report(path, folder, language="en"):
         make_folder(file)
         values = _report_values(tape, survey, words)
         for what, moments in survey.moments.items():
-            values[what] = "\n\n".join([_draw_moment(tape, folder, numbers, what, moment, words) for moment in moments])
+            values[what] = "\n\n".join([_draw_moment(tape, folder, numbers, what, one, words) for one in moments])
     # A section whose content there is not, such as the marks of a session without, is left out.
     sections = [section for section in re.split("(?m)^(?=##)", body)
                 if all(values[name] for name in re.findall(r"\{(\w+)\}", section))]
@@ -4356,8 +4356,10 @@ def _add_replay(commands):
         "lab.jsonl --html lab.html", "lab.jsonl --svg bob.svg --as bob --at 1:23", "--list"), _run_replay)
     parser.add_argument("file", nargs="?", metavar="FILE", help=f"a recording; a sample: {', '.join(SAMPLES)}")
     parser.add_argument("--list", action="store_true", help="list the recordings in sessions/, or in the folder FILE")
-    parser.add_argument("--as", dest="who", metavar="NAME", help="only what this person saw; 57: who joined as line 57")
-    parser.add_argument("--from", dest="start", type=_moment_of, default=0.0, metavar="T", help="begin at this time, such as 1:23")
+    parser.add_argument("--as", dest="who", metavar="NAME",
+                        help="only what this person saw; 57: who joined as line 57")
+    parser.add_argument("--from", dest="start", type=_moment_of, default=0.0, metavar="T",
+                        help="begin at this time, such as 1:23")
     parser.add_argument("--to", "--at", dest="end", type=_moment_of, default=float("inf"), metavar="T",
                         help="end at this time")
     parser.add_argument("--speed", type=_speed, default=1.0, metavar="X", help="2 is twice as fast")
