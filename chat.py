@@ -189,7 +189,6 @@ _string = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?')  # an unfinished one too, or 
 _hidden = re.compile(f"[{UNSEEN}{JOINERS}\u034f]")
 _blank = re.compile(f"[\\s{UNSEEN}{JOINERS}]+")
 _moment = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{3}|\.\d{6})?[+-]\d\d:\d\d", re.ASCII)
-_number = re.compile(rb'"n":(\d+)')
 
 
 def encode(fields):
@@ -234,9 +233,7 @@ def decode(line):
 
 def encode_welcome(t, you, n, people, id, recorded=False):
     """The welcome for a newcomer; the names are quoted already, since a crowd brings many of them."""
-    rest = ',"recorded":true' if recorded else ""
-    if id is not None:
-        rest += ',"id":%d' % id
+    rest = (',"recorded":true' if recorded else "") + ("" if id is None else ',"id":%d' % id)
     return ('{"re":"welcome","t":%r,"you":%s,"n":%d,"people":[%s]%s}\n' % (t, you, n, people, rest)).encode()
 
 
@@ -304,18 +301,12 @@ def is_utf8(text):
 
 def _is_start(value):
     # By a pattern first, since newer Pythons take more forms than older ones.
-    if type(value) is not str or not _moment.fullmatch(value):
-        return False
-    try:
-        return datetime.datetime.fromisoformat(value).utcoffset() is not None
-    except ValueError:
-        return False
+    with contextlib.suppress(ValueError):
+        return type(value) is str and bool(_moment.fullmatch(value) and datetime.datetime.fromisoformat(value))
+    return False
 
 
-class Kind(collections.namedtuple("Kind", "fits words")):
-    """What a field may be: a test, and the words for it."""
-
-
+Kind = collections.namedtuple("Kind", "fits words")  # what a field may be: a test, and the words for it
 STRING = Kind(lambda value: type(value) is str and (value.isascii() or is_utf8(value)), "a string of whole characters")
 COUNT = Kind(lambda value: type(value) is int and 0 <= value < 1 << 53, "a whole number from 0 to 2^53-1")
 SECONDS = Kind(lambda value: type(value) in (int, float) and 0 <= value < 1e11, "a number of seconds")
@@ -365,10 +356,9 @@ def decode_request(line):
     if id is not None and not COUNT.fits(id):
         raise ChatError(f'"id" must be {COUNT.words}')
     try:
-        fields = REQUESTS.get(do) if type(do) is str else None
-        if fields is None:
+        if type(do) is not str or do not in REQUESTS:
             raise ChatError(f'"do" must be one of: {" ".join(REQUESTS)}')
-        check_fields(do, fields, request)
+        check_fields(do, REQUESTS[do], request)
     except ChatError as error:
         error.id = id
         raise
@@ -405,25 +395,19 @@ def blocks(receive, limit):
     # Many lines that arrived together are judged and appended together. The read size grows while it
     # is filled, because recv allocates all of it before it waits, in every thread.
     size, rest, skipping = READ_BYTES[0], b"", False
-    while True:
-        data = receive(size)
-        if not data:
-            return
+    for data in iter(lambda: receive(size), b""):
         if len(data) == size and size < READ_BYTES[1]:
             size *= 2
         elif len(data) < size >> 3 and size > READ_BYTES[0]:
             size >>= 1
+        if skipping:
+            _, ended, data = data.partition(b"\n")
+            skipping = not ended
         cut = data.rfind(b"\n") + 1
-        if skipping and cut:
-            data, skipping = data[data.find(b"\n") + 1:], False
-            cut = data.rfind(b"\n") + 1
-        elif skipping:
-            continue
         if cut:
-            yield rest + data[:cut] if rest else data[:cut]
-            rest = data[cut:]
-        else:
-            rest += data
+            yield rest + data[:cut]
+            rest = b""
+        rest += data[cut:]
         if len(rest) > limit:
             rest, skipping = b"", True
             yield None
@@ -436,15 +420,14 @@ def lines_of(block):
 
 def number_of(line):
     """The n of an encoded event, or of the first in a chunk."""
-    return int(_number.search(line).group(1))
+    return int(re.search(rb'"n":(\d+)', line).group(1))
 
 
 # === rendering ====================================================================================
-# `render` turns an event or reply into pieces of text, each with the name of a style. It is the only road
-# from what people wrote to a screen: console, client, replay, pictures and transcripts go by it. Only the page
-# that plays a session in a browser draws by itself; it is given the same table of words and texts that `clean`
-# has made harmless. That table of code points is fixed, since those that come with Python differ between
-# versions, and the same session must always give the same bytes.
+# `render` turns an event or reply into pieces of text, each with the name of a style. It is the only road from
+# what people wrote to a screen; only the page that plays a session in a browser draws by itself, from the same
+# table of words and texts that `clean` has made harmless. What is harmful is told by code points that are fixed:
+# Python's own tables differ between versions, and the same session must always give the same bytes.
 
 # Styles and their terminal colours; the names' colours can be read on dark and on light ground.
 STYLES = {"text": "", "time": "2", "system": "2", "history": "2", "me": "3", "private": "35", "mention": "1;7",
@@ -499,14 +482,13 @@ TIMES = "short", "long", "off"  # how the time of a line is shown
 
 def clock(session, t, times=TIMES[0]):
     """The time of day in the session's own zone, t seconds after its start."""
-    second = int(_second_of_day(session["start"]) + t)
-    return _time_of_day(second % 86400 if times == "long" else second % 86400 // 60 * 60, times == "long")
+    minute, second = divmod(int(_second_of_day(session["start"]) + t), 60)
+    return f"{_time_of_day(minute)}:{second:02}" if times == "long" else _time_of_day(minute)
 
 
 @functools.lru_cache(maxsize=64)  # in a flood many lines share one
-def _time_of_day(second, long):
-    text = "%02d:%02d:%02d" % (second // 3600, second // 60 % 60, second % 60)
-    return text if long else text[:-3]
+def _time_of_day(minute):
+    return "%02d:%02d" % (minute // 60 % 24, minute % 60)
 
 
 @functools.lru_cache(maxsize=4)  # a session has one start
@@ -550,9 +532,6 @@ _templates = {(kind, word): (style, re.findall(r"\{(\w+)\}|([^{]+)", words))
               for kind, table in RENDERINGS.items() for word, (style, words) in table.items()}
 
 
-NAME_FIELDS = frozenset(("who", "to", "name", "you"))
-
-
 @functools.lru_cache(maxsize=1024)  # few people say much
 def _name_piece(name):
     return name_style(name), clean_row(name)
@@ -563,7 +542,7 @@ def _field(event, field, style, viewer):
     value = event.get(field)
     if style == "private" and value == viewer and field != "text":
         return [(style, "you")]
-    if field in NAME_FIELDS:
+    if field in ("who", "to", "name", "you"):
         return [_name_piece(value)]
     if field == "people":
         names = [piece for name in value for piece in ((style, ", "), _name_piece(name))]
@@ -586,9 +565,7 @@ def _field(event, field, style, viewer):
 def render(event, session, viewer=None, times=TIMES[0]):
     """An event or reply as (style, text) pieces, as `viewer` sees it; none if there is nothing to see."""
     kind = "ev" if "ev" in event else "re" if "re" in event else "here"
-    style, parts = _templates.get((kind, event[kind]), ("system", None))
-    if parts is None:
-        parts = [("", "-- " + clean_row(describe(event)[:200]))]
+    style, parts = _templates.get((kind, event[kind])) or ("system", [("", "-- " + clean_row(describe(event)[:200]))])
     pieces = [("time", clock(session, event["t"], times) + " ")] if times != "off" else []
     for field, words in parts:
         pieces += [(style, words)] if words else _field(event, field, style, viewer)
@@ -603,13 +580,13 @@ def plain(pieces):
 def coloured(pieces):
     """The pieces as text with the escape sequences of their colours; the text itself holds none."""
     parts, before = [], ""
-    for style, text in pieces:
+    for style, text in [*pieces, ("text", "")]:
         code = STYLES[style]
         if code != before:
             parts.append(f"\x1b[{'0;' if before else ''}{code}m" if code else "\x1b[0m")
             before = code
         parts.append(text)
-    return "".join(parts) + "\x1b[0m" if before else "".join(parts)
+    return "".join(parts)
 
 
 # === session file =================================================================================
@@ -1474,8 +1451,6 @@ class View:
 
     # Without a name it is nobody's in particular: all that was said to everyone.
 
-    __slots__ = "session", "name", "heard", "people", "recorded", "over"
-
     def __init__(self, session=None, name=None, heard=-1):
         self.session, self.name = session, name
         self.heard = heard  # the newest n when they came: up to there it is history
@@ -1562,7 +1537,7 @@ def complete(before, commands, names):
     """What Tab makes of the text before the cursor: (how much of it, the words that may stand there)."""
     head, _, word = before.rpartition(" ")
     if not head and before.startswith("/"):
-        words, word = [f"/{name} " for name in commands], before
+        words = [f"/{name} " for name in commands]
     elif word.startswith("@"):
         words = [f"@{name} " for name in names]
     else:
@@ -2235,10 +2210,8 @@ def listen(host, port):
     try:
         if not host and family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        if hasattr(socket, "SO_EXCLUSIVEADDRUSE"):  # Windows, where SO_REUSEADDR shares the port
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
-        else:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # On Windows SO_REUSEADDR would share the port.
+        listener.setsockopt(socket.SOL_SOCKET, getattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_REUSEADDR), 1)
         listener.bind(address)
         listener.listen(1024)  # a whole class that arrives at once must not wait for a second SYN
     except OSError:
@@ -2253,12 +2226,12 @@ def open_listener(host, port):
         return listen(host, port)
     except (socket.gaierror, UnicodeError):
         raise ChatError(f"{host} is no address that this computer can find") from None
-    except OSError as problem:
-        error = problem
-        if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+    except OSError as error:
+        what = {errno.EADDRINUSE: "is taken", errno.EACCES: "is not for everyone"}.get(error.errno)
+        if not what:
             raise ChatError(f"cannot listen on {host}:{port}: {error.strerror}") from None
-    free, what = _free_port(host, port), "is taken" if error.errno == errno.EADDRINUSE else "is not for everyone"
-    raise ChatError(f"port {port} {what}; port {free} is free: add --port {free}")
+        free = _free_port(host, port)
+        raise ChatError(f"port {port} {what}; port {free} is free: add --port {free}") from None
 
 
 def _free_port(host, port):
@@ -2286,21 +2259,19 @@ class Server:
         self.address = listener.getsockname()[:2]
         self.caretaker = Caretaker(room.fanout)
         self.guests = set()  # members, and who may become one, whose threads run
-        self.stopping = False
         self.warned = -60.0  # when the console was last told that there is no room for more
-        self.acceptor = threading.Thread(target=self._accept, name="accept", daemon=True)
 
     def start(self):
         """Begin to serve; returns at once."""
         self.caretaker.thread.start()
-        self.acceptor.start()
+        threading.Thread(target=self._accept, name="accept", daemon=True).start()
 
     def _accept(self):
-        while not self.stopping:
+        while not self.room.closed:
             try:
                 out, address = self.listener.accept()
             except OSError as error:
-                if not self.stopping and error.errno != errno.ECONNABORTED:
+                if not self.room.closed and error.errno != errno.ECONNABORTED:
                     self._too_many(error.strerror)
                 continue
             out.setblocking(False)
@@ -2333,9 +2304,8 @@ class Server:
 
     def stop(self):
         """End the room for everyone: their last line, the recording closed, the threads gone."""
-        if self.stopping:
+        if self.room.closed:
             return
-        self.stopping = True
         self.room.ask(self.room.host, {"do": "end"})
         self.room.flush()
         with contextlib.suppress(OSError):  # wakes accept; where it does not, the thread is a daemon
@@ -2367,17 +2337,16 @@ def recover(path):
     """What a server needs to go on in its own session file: its session, n and t, people, end, size."""
     # The whole file is looked through once, which also finds who was in the room when a server died. Its end, for
     # the history of newcomers, is whole events only.
-    session, view = None, View()
+    view = View()
     with open(path, "rb") as file:
         lines = Lines(file)
-        for i, event in itertools.chain.from_iterable(iter(lines.grow, None)):
-            session = event if i == 0 and event.get("ev") == "session" else session
-            if not session:
-                break
-            view.take(event)
-        if not session:
+        others = itertools.chain.from_iterable(iter(lines.grow, None))
+        i, session = next(others, (0, {}))
+        if i or session.get("ev") != "session":
             raise ChatError(f"{path} is not a session that a server recorded; choose another name")
         check_version(session)
+        for i, event in others:
+            view.take(event)
         first = max(1, bisect.bisect_left(lines.offsets, lines.end - HISTORY_BYTES))
         file.seek(lines.offsets[first] if first < len(lines) else lines.end)
         tail = [line for line in file if event_of(line) and b'"ev"' in line]
@@ -2421,8 +2390,8 @@ def lan_addresses():
 def banner(room, address, everyone):
     """The lines with which a server introduces itself."""
     host, port = address
-    shown = f"[{host}]" if ":" in host else host
-    yield f"chat {__version__}: room {clean_row(room.log.session['room'])} listens on {'all addresses' if everyone else shown}:{port}"
+    name, shown = clean_row(room.log.session["room"]), f"[{host}]" if ":" in host else host
+    yield f"chat {__version__}: room {name} listens on {'all addresses' if everyone else shown}:{port}"
     if host in ("127.0.0.1", "::1"):
         yield f"  here type:      {command_line('join')}{'' if port == PORT else f' {shown}:{port}'}"
         yield f"  for others open it to this network:  {command_line('serve --lan --open')}"
@@ -2580,34 +2549,27 @@ def raise_limits():
 @contextlib.contextmanager
 def signals_caught(names, function):
     """Within, each of these signals calls this function and does nothing else."""
-    before = {}
-    for name in names:
-        number = getattr(signal, name, None)
-        if number and (name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN):  # nohup wants that
-            before[name] = signal.signal(getattr(signal, name), lambda number, frame: function())
-    try:
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            number = getattr(signal, name, None)
+            if number and (name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN):  # nohup wants that
+                before = signal.signal(number, lambda number, frame: function())
+                stack.callback(signal.signal, number, before)
         yield
-    finally:
-        for name, handler in before.items():
-            signal.signal(getattr(signal, name), handler)
 
 
 def serve(host="127.0.0.1", port=PORT, room="chat", log=None, history=HISTORY, rate=RATE, max_people=0):
     """Open a room and serve it until a signal or its keyboard ends it; an empty host means every address."""
     raise_limits()
-    listener = open_listener(host, port)
-    try:
+    with open_listener(host, port) as listener:
         server = Server(open_room(room, log, history, max_people), listener, rate)
-    except ChatError:
-        listener.close()
-        raise
-    console = Console(server.room, Pipe(sys.stdout))
-    with signals_caught(("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"), console.end):
-        server.start()
-        console.screen.show([[("text", line)] for line in banner(server.room, server.address, not host)])
-        console.run()
-        server.stop()
-        console.stop()
+        console = Console(server.room, Pipe(sys.stdout))
+        with signals_caught(("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"), console.end):
+            server.start()
+            console.screen.show([[("text", line)] for line in banner(server.room, server.address, not host)])
+            console.run()
+            server.stop()
+            console.stop()
     if console.thread.is_alive():
         os._exit(0)  # stdout is held back, and Python's own last flush would wait for it, too
 
@@ -3743,9 +3705,9 @@ def _tell_if_private(tape):
     # What one person was told alone is theirs to hand round, but they should know that they do.
     if tape.viewer:
         tape.grow_whole()
-    if tape.viewer and any(event.get("re") == "tell" for i in tape.others for event in tape.lines.read(i)):
-        print("(this is somebody's own recording: what was said to them alone is in what you make of it)",
-              file=sys.stderr)
+        if any(event.get("re") == "tell" for i in tape.others for event in tape.lines.read(i)):
+            print("(this is somebody's own recording: what was said to them alone is in what you make of it)",
+                  file=sys.stderr)
 
 
 def write_transcript(tape, seat, scenes, out, max_gap):
@@ -3755,9 +3717,8 @@ def write_transcript(tape, seat, scenes, out, max_gap):
 
 def write_cast(tape, seat, scenes, out, max_gap):
     """Write an asciicast, version 2, which players of recorded terminals understand."""
-    columns, rows = PICTURE
     start = datetime.datetime.fromisoformat(tape.session["start"])
-    out.write(_dump({"version": 2, "width": columns, "height": rows, "timestamp": int(start.timestamp()),
+    out.write(_dump({"version": 2, "width": PICTURE[0], "height": PICTURE[1], "timestamp": int(start.timestamp()),
                      "title": clean_row(tape.session["room"])}) + "\n")
     due = 0.0
     for step, scene in cap_silence(scenes, max_gap):
@@ -3819,11 +3780,8 @@ def _page_event(event):
 
 
 def _page_value(word, field, value):
-    if type(value) is list:
-        return list(map(clean_row, value))
-    if type(value) is not str:
-        return value
-    return clean(value) if field == "text" and word != "leave" else clean_row(value)
+    harmless = clean if field == "text" and word != "leave" else clean_row
+    return harmless(value) if type(value) is str else list(map(harmless, value)) if type(value) is list else value
 
 
 # How a window looks in a picture; the colours are those of the terminal's codes in STYLES.
@@ -3842,7 +3800,7 @@ def cells(pieces, columns):
     rows, column = [[]], 0
     for style, text in pieces:
         for cluster in _cluster.findall(text):
-            width = wcswidth(cluster) if cluster != "\n" else 0
+            width = wcswidth(cluster)
             if cluster == "\n" or column + width > columns:
                 rows.append([])
                 column = 0
@@ -3864,10 +3822,10 @@ def window(rows, title, columns=PICTURE[0]):
              f'height="{height:g}" font-family="ui-monospace, Menlo, Consolas, \'DejaVu Sans Mono\', monospace" '
              f'font-size="14" fill="{INK}">',
              f"<title>{escape(title)}</title>",
-             f'<rect width="{width:g}" height="{height:g}" rx="8" fill="{GROUND}"/>']
-    parts += [f'<circle cx="{18 + 18 * number}" cy="15" r="5" fill="{colour}"/>'
-              for number, colour in enumerate(("#ff6b60", "#ffc04a", "#4fd06a"))]
-    parts.append(f'<text x="{width / 2:g}" y="20" text-anchor="middle" fill="{INKS["2"]}">{escape(title)}</text>')
+             f'<rect width="{width:g}" height="{height:g}" rx="8" fill="{GROUND}"/>',
+             *(f'<circle cx="{x}" cy="15" r="5" fill="{colour}"/>'
+               for x, colour in ((18, "#ff6b60"), (36, "#ffc04a"), (54, "#4fd06a"))),
+             f'<text x="{width / 2:g}" y="20" text-anchor="middle" fill="{INKS["2"]}">{escape(title)}</text>']
     for number, row in enumerate(rows):
         y = TITLE + number * ROW
         spans = [_span(list(run), y, parts) for key, run in itertools.groupby(row, _run_key)]
@@ -3906,10 +3864,6 @@ def escape(text):
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
 
 
-# Every export is a function of the scenes, where to write, from and to which moment, and the longest silence, which
-# only a cast has. All but the picture write as they read, so that a long session takes no more memory.
-
-
 def write_picture(tape, seat, scenes, out, max_gap=0.0):
     """Write the picture of a window after these scenes, the server's or a person's; returns its title."""
     columns, height = PICTURE
@@ -3928,10 +3882,10 @@ def write_picture(tape, seat, scenes, out, max_gap=0.0):
 
 
 class Moment:
-    """A moment that a report shows: what it is, up to when, from which seats, and the text of a mark."""
+    """A moment that a report shows: up to when, from which seats, and the text of a mark."""
 
-    def __init__(self, what, t, seats=(), text="", until=float("inf")):
-        self.what, self.t, self.seats, self.text = what, t, list(seats), text
+    def __init__(self, t, seats=(), text="", until=float("inf")):
+        self.t, self.seats, self.text = t, list(seats), text
         self.until = until  # how far it may last, while people only talk, so that one sees what came of it
 
 
@@ -3947,100 +3901,92 @@ class Survey:
     def __init__(self, tape):
         tape.grow_whole()
         self.seats, self.view, self.known = tape.seats, View(), set()  # known: the names that were here
-        self.said, self.messages, self.course, self.end = collections.Counter(), 0, [], 0.0  # said: by the n of seats
-        self.talk, self.leave, self.join, self.marks = Moment("talk", 0.0), None, None, []
-        self.lasting = None  # the moment that lasts while people only talk
+        self.said, self.course, self.end = collections.Counter(), [], tape.lines.moments[-1]  # said: by seats' n
+        self.moments = {"talk": [], "leave": [], "join": [], "mark": []}
+        self.talking, self.lasting = [], None  # the seats of the first; the moment that lasts while people only talk
         for i in range(len(tape.lines)):
             for event in tape.lines.read(i):
-                self.end = max(self.end, event["t"])
                 if "ev" in event:
                     self.view.take(event)
-                    self._count(event)
-                    self._look_at(i, event)
+                    self._take(i, event)
+        self.messages = sum(self.said.values())
 
     def people(self):
         """How many different people there were, as far as names tell."""
         return len({seat.names[0][1] for seat in self.seats.values()})
 
-    def moments(self):
-        """The moments that a report shows, in the order of what they are."""
-        return [self.talk] * bool(self.talk.seats) + list(filter(None, (self.leave, self.join))) + self.marks
-
     def _here(self):
         return [self.seats[n] for n in self.view.people.values()]
 
-    def _count(self, event):
-        if event["ev"] in ("say", "me"):
-            self.messages += 1
+    def _take(self, i, event):
+        word, t = event["ev"], event["t"]
+        if word in ("say", "me"):
             self.said[self.view.people.get(event["who"])] += 1  # None is the server, by its console
-        elif event["ev"] in ("join", "leave", "nick", "mark", "notice", "end"):
+            talking = [seat for seat in self._here() if seat.n in self.said]
+            if len(talking) > len(self.talking):
+                self.talking, self.lasting = talking, Moment(t, talking)
+                self.moments["talk"] = [self.lasting]
+            elif self.lasting and t <= self.lasting.until:
+                self.lasting.t = t
+        elif word in EVENTS and word != "session":
             self.course.append(event)
+            self._look_at(i, event)
 
     def _look_at(self, i, event):
         word, t = event["ev"], event["t"]
-        if word in ("say", "me"):
-            talking = [seat for seat in self._here() if seat.n in self.said]
-            if len(talking) > len(self.talk.seats):
-                self.talk = self.lasting = Moment("talk", t, talking)
-            elif self.lasting and t <= self.lasting.until:
-                self.lasting.t = t
-        elif word == "mark":
-            self.lasting = Moment("mark", t, text=event["text"])
-            self.marks.append(self.lasting)
-        elif word in ("join", "leave", "nick", "end"):
+        if word != "notice":
             self.lasting = None
-            if word == "leave" and len(self.talk.seats) > 1 and not self.leave:
-                gone = [seat for seat in self.talk.seats if seat.last == i]
-                self.leave = self.lasting = Moment("leave", t, self._here()[:1] + gone, until=t + LASTING_SECONDS)
-            elif word == "join" and len(self.said) > 1 and event["who"] not in self.known:
-                self.join = Moment("join", t, [self.seats[event["n"]]])
-            self.known.update(self.view.people)
+        if word == "mark":
+            self.lasting = Moment(t, text=event["text"])
+            self.moments["mark"].append(self.lasting)
+        elif word == "leave" and len(self.talking) > 1 and not self.moments["leave"]:
+            gone = [seat for seat in self.talking if seat.last == i]
+            self.lasting = Moment(t, self._here()[:1] + gone, until=t + LASTING_SECONDS)
+            self.moments["leave"] = [self.lasting]
+        elif word == "join" and len(self.said) > 1 and event["who"] not in self.known:
+            self.moments["join"] = [Moment(t, [self.seats[event["n"]]])]
+        self.known.update(self.view.people)
 
 
 def write_report(path, folder, language="en"):
     """Make a folder with a report that only lacks its conclusions, and the pictures in it."""
     # The report itself is written last: if anything fails before, the same command can be given again.
-    words, body = _report_texts(language)
+    # At the head of its text stand the words of its language, as `name: words`.
+    head, body = shipped(f"report-{language}.md").decode().replace("\r\n", "\n").split("\n\n", 1)
+    words = dict(line.split(": ", 1) for line in head.split("\n"))
     file = os.path.join(folder, "report.md")
     with open_tape(path) as tape:
         if os.path.exists(file):
             raise ChatError(f"{file} exists already, perhaps with somebody's conclusions; choose another folder")
         _tell_if_private(tape)
-        survey, pictures, numbers = Survey(tape), collections.defaultdict(list), itertools.count(1)
+        survey, numbers = Survey(tape), itertools.count(1)
         make_folder(file)
-        for moment in survey.moments():
-            pictures[moment.what].append(_draw_moment(tape, folder, numbers, moment, words))
-        values = _report_values(tape.session, survey, words)
-        values["recorder"] = (words["own"].format(who=markdown(tape.viewer)) if tape.viewer else words["whole"])
-    for what in ("talk", "leave", "join", "mark"):
-        values[what] = "\n\n".join(pictures[what])
+        values = _report_values(tape, survey, words)
+        for what, moments in survey.moments.items():
+            values[what] = "\n\n".join([_draw_moment(tape, folder, numbers, what, one, words) for one in moments])
     # A section whose content there is not, such as the marks of a session without, is left out.
     sections = [section for section in re.split("(?m)^(?=##)", body)
                 if all(values[name] for name in re.findall(r"\{(\w+)\}", section))]
     with _open_output(file) as out:
-        out.write(re.sub(r"\{(\w+)\}", lambda found: values[found.group(1)], "".join(sections)))
+        out.write("".join(sections).format(**values))
     return file
 
 
-def _report_values(session, survey, words):
+def _report_values(tape, survey, words):
     # What the places in the report's text are filled with, but for the pictures.
     def time_of(t):
-        return clock(session, t, "long") if t is not None else "—"
+        return clock(tape.session, t, "long") if t is not None else "—"
 
     rows = [(" → ".join(markdown(name) for i, name in seat.names), time_of(seat.t), time_of(seat.left),
              survey.said[seat.n]) for seat in survey.seats.values()]
     rows += [("server", "—", "—", survey.said[None])] * bool(survey.said[None])
     participants = [f"| {' | '.join(map(str, row))} |" for row in rows]
     course = [f"- {time_of(event['t'])} {_event_in_words(event, words)}" for event in survey.course]
-    return {"room": markdown(session["room"]), "date": session["start"][:10], "time": clock(session, 0.0),
-            "length": _duration(survey.end, words), "people": str(survey.people()), "messages": str(survey.messages),
+    return {"room": markdown(tape.session["room"]), "date": tape.session["start"][:10],
+            "time": clock(tape.session, 0.0), "length": _duration(survey.end, words),
+            "people": str(survey.people()), "messages": str(survey.messages),
+            "recorder": words["own"].format(who=markdown(tape.viewer)) if tape.viewer else words["whole"],
             "participants": "\n".join(participants), "course": "\n".join(course)}
-
-
-def _report_texts(language):
-    # The words of a language, which stand at the head of its file as `name: words`, and the report's text.
-    head, body = shipped(f"report-{language}.md").decode().replace("\r\n", "\n").split("\n\n", 1)
-    return dict(line.split(": ", 1) for line in head.split("\n")), body
 
 
 def markdown(text):
@@ -4057,19 +4003,18 @@ def _duration(t, words):
 
 def _event_in_words(event, words):
     # What happened, in the language of the report.
-    word = event["ev"] if event["ev"] != "leave" else f"leave-{event['why']}"
-    template = words.get(word, words[event["ev"]])
+    template = words.get(f"{event['ev']}-{event.get('why')}", words[event["ev"]])
     return re.sub(r"\{(\w+)\}", lambda found: markdown(event[found.group(1)]), template)
 
 
-def _draw_moment(tape, folder, numbers, moment, words):
+def _draw_moment(tape, folder, numbers, what, moment, words):
     # The windows of the server and of those who were there, as Markdown with captions.
     parts, shown = [], moment.seats[:PICTURE_PEOPLE]
     # None is the server's. Of a person's own recording only their own window is told.
-    windows = [None] if tape.viewer else [None] * (moment.what != "join") + shown
+    windows = [None] if tape.viewer else [None] * (what != "join") + shown
     for seat, number in zip(windows, numbers):
         whose = f"seat-{seat.n}" if seat else "recording" if tape.viewer else "server"
-        name = f"{number:02}-{moment.what}-{whose}.svg"
+        name = f"{number:02}-{what}-{whose}.svg"
         with _open_output(os.path.join(folder, name)) as out:
             title = write_picture(tape, seat, tape.between(seat, end=moment.t), out)
         caption = words["window"].format(who=markdown(title)) if seat or tape.viewer else words["server"]
@@ -4081,17 +4026,17 @@ def _draw_moment(tape, folder, numbers, moment, words):
     return "\n\n".join(parts)
 
 
-def list_recordings(folder):
-    """The recordings in a folder, newest first, as (path, what is known of it)."""
+def list_recordings(folder=None):
+    """The recordings in a folder, else those in sessions/ and the samples, newest first: (path, what is known)."""
     # Other files may lie there too: what cannot be read, or is no session, is passed over without a word.
-    found = []
+    found, samples = [], [] if folder else [(name, f"a sample: {words}") for name, (file, words) in SAMPLES.items()]
     with contextlib.suppress(OSError):
-        for name in os.listdir(folder):
-            path = os.path.join(folder, name)
+        for name in os.listdir(folder or "sessions"):
+            path = os.path.join(folder or "sessions", name)
             if name.endswith(".jsonl") and os.path.isfile(path):  # a pipe would have to be waited for
                 with contextlib.suppress(OSError, ChatError), open(path, "rb") as file:
                     found.append((*_describe_recording(file), path))
-    return [(path, label) for start, label, path in sorted(found, reverse=True) if label]
+    return [(path, label) for start, label, path in sorted(found, reverse=True)] + samples
 
 
 def _describe_recording(file):
@@ -4100,14 +4045,12 @@ def _describe_recording(file):
     tape, size = Tape(file), file.seek(0, os.SEEK_END)
     session, lines = tape.session, tape.lines
     if not session:
-        return 0.0, ""
-    start = datetime.datetime.fromisoformat(session["start"])
+        raise ChatError("this is not a recorded session")
     facts = [f"{session['start'][:16].replace('T', ' ')}  {clean_row(session['room'])}"]
     if size <= LISTED_BYTES:
         survey = Survey(tape)
-        people, messages = survey.people(), survey.messages
-        facts.append(f"{people} {'person' if people == 1 else 'people'}")
-        facts.append(f"{messages} {'message' if messages == 1 else 'messages'}")
+        for number, one, many in ((survey.people(), "person", "people"), (survey.messages, "message", "messages")):
+            facts.append(f"{number} {one if number == 1 else many}")
     else:
         lines = Lines(file, size - LISTED_BYTES)
         while lines.grow() is not None:
@@ -4118,10 +4061,11 @@ def _describe_recording(file):
     facts.append("torn" if lines.end < size else "complete" if last.get("ev") in ("end", "leave") else "not ended")
     if tape.viewer:
         facts.append(f"as {clean_row(tape.viewer)} saw it")
-    return start.timestamp(), ", ".join(facts)
+    return datetime.datetime.fromisoformat(session["start"]).timestamp(), ", ".join(facts)
 
 
-# By the ending of their files, which is also the name of the option.
+# By the ending of their files, which is also the name of the option. All but the picture write as they read, so
+# that a long session takes no more memory.
 EXPORTS = {"txt": write_transcript, "cast": write_cast, "svg": write_picture, "html": write_page}
 
 
@@ -4129,11 +4073,10 @@ def print_recordings(folder=None):
     """Print the recordings in a folder, else those in sessions/ and the samples."""
     if folder and not os.path.isdir(folder):
         raise ChatError(f"{folder} is no folder")
-    recordings = list_recordings(folder or "sessions")
-    if folder and not recordings:
+    recordings = list_recordings(folder)
+    if not recordings:
         raise ChatError(f"there is no recording in {folder}")
-    samples = [] if folder else [(name, f"a sample: {words}") for name, (file, words) in SAMPLES.items()]
-    for path, label in recordings + samples:
+    for path, label in recordings:
         print(f"{clean_row(path)}\n    {label}")
 
 
@@ -4207,24 +4150,17 @@ def _menu_join():
     # Without an address to choose there is no question whether it is to be another one.
     recent = recent_addresses()
     number = choose("Where?", recent + ["another address"]) if recent else 0
-    if number < len(recent):
-        address = recent[number]
-    else:
-        address = ask_until("Address, as `serve` prints it", "127.0.0.1", lambda text: parse_address(text) and text)
+    address = (recent + [None])[number] or ask_until("Address, as `serve` prints it", "127.0.0.1",
+                                                     lambda text: parse_address(text) and text)
     return ["join", *["--"] * address.startswith("-"), address]  # else it would be taken for an option
 
 
 def _choose_recording():
     # The samples are always there, so nobody has to record something before they see what a replay is.
-    recordings = list_recordings("sessions")
-    if not recordings:
+    recordings = list_recordings()
+    if len(recordings) == len(SAMPLES):
         print("There is no recording in the folder sessions yet: host a chat and have it recorded. Samples:")
-    recordings += [(name, f"a sample: {words}") for name, (file, words) in SAMPLES.items()]
     return recordings[choose("Which one?", [label for path, label in recordings])][0]
-
-
-def _menu_replay():
-    return ["replay", _choose_recording()]
 
 
 def _menu_report():
@@ -4254,8 +4190,9 @@ def _menu_give():
           f"  {command_line('serve --lan --open')}", sep="\n")
 
 
-MENU = (("host a chat", _menu_host), ("join a chat", _menu_join), ("replay a recording", _menu_replay),
-        ("make a report", _menu_report), ("give this program to a classmate", _menu_give), ("quit", None))
+MENU = (("host a chat", _menu_host), ("join a chat", _menu_join),
+        ("replay a recording", lambda: ["replay", _choose_recording()]), ("make a report", _menu_report),
+        ("give this program to a classmate", _menu_give), ("quit", None))
 
 
 def menu(run):
@@ -4381,8 +4318,10 @@ def _add_replay(commands):
         "lab.jsonl --html lab.html", "lab.jsonl --svg bob.svg --as bob --at 1:23", "--list"), _run_replay)
     parser.add_argument("file", nargs="?", metavar="FILE", help=f"a recording; a sample: {', '.join(SAMPLES)}")
     parser.add_argument("--list", action="store_true", help="list the recordings in sessions/, or in the folder FILE")
-    parser.add_argument("--as", dest="who", metavar="NAME", help="only what this person saw; 57: who joined as line 57")
-    parser.add_argument("--from", dest="start", type=_moment_of, default=0.0, metavar="T", help="begin at this time, such as 1:23")
+    parser.add_argument("--as", dest="who", metavar="NAME",
+                        help="only what this person saw; 57: who joined as line 57")
+    parser.add_argument("--from", dest="start", type=_moment_of, default=0.0, metavar="T",
+                        help="begin at this time, such as 1:23")
     parser.add_argument("--to", "--at", dest="end", type=_moment_of, default=float("inf"), metavar="T",
                         help="end at this time")
     parser.add_argument("--speed", type=_speed, default=1.0, metavar="X", help="2 is twice as fast")
@@ -4451,7 +4390,7 @@ def _run(words):
         add(commands)
     options = parser.parse_args(words)
     # Told to everything at once by what it means anywhere: prompt_toolkit and other programs know it as well.
-    if getattr(options, "no_color", False):
+    if options.no_color:
         os.environ["NO_COLOR"] = "1"
     return _guarded(options.run, options)
 
@@ -4465,10 +4404,9 @@ def _guarded(function, *arguments):
         print(f"{program()}: {error}.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        return 0  # what was asked for
+        pass  # it is what was asked for
     except BrokenPipeError:
         silence(sys.stdout)  # whoever read it has enough
-        return 0
     except OSError as error:
         silence(sys.stdout)  # which may be what failed
         print(f"{program()}: the system says: {error.strerror or error}.", file=sys.stderr)

@@ -286,7 +286,8 @@ def surveyed(events):
 
 
 def moments(events):
-    return [(moment.what, moment.t, [seat.n for seat in moment.seats]) for moment in surveyed(events).moments()]
+    return [(what, moment.t, [seat.n for seat in moment.seats])
+            for what, found in surveyed(events).moments.items() for moment in found]
 
 
 def test_the_moments_are_found():
