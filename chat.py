@@ -395,19 +395,25 @@ def blocks(receive, limit):
     # Many lines that arrived together are judged and appended together. The read size grows while it
     # is filled, because recv allocates all of it before it waits, in every thread.
     size, rest, skipping = READ_BYTES[0], b"", False
-    for data in iter(lambda: receive(size), b""):
+    while True:
+        data = receive(size)
+        if not data:
+            return
         if len(data) == size and size < READ_BYTES[1]:
             size *= 2
         elif len(data) < size >> 3 and size > READ_BYTES[0]:
             size >>= 1
-        if skipping:
-            _, ended, data = data.partition(b"\n")
-            skipping = not ended
         cut = data.rfind(b"\n") + 1
+        if skipping and cut:
+            data, skipping = data[data.find(b"\n") + 1:], False
+            cut = data.rfind(b"\n") + 1
+        elif skipping:
+            continue
         if cut:
-            yield rest + data[:cut]
-            rest = b""
-        rest += data[cut:]
+            yield rest + data[:cut] if rest else data[:cut]
+            rest = data[cut:]
+        else:
+            rest += data
         if len(rest) > limit:
             rest, skipping = b"", True
             yield None
