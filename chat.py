@@ -771,12 +771,19 @@ class Lines:
             cut = len(block) if block.endswith(b"\n") else 0
             if not cut and len(block) == REPLY_BYTES:
                 return self._pass_over()
+        begin, moment = self.end, self.moments[-1] if self.moments else 0.0
+        offsets, numbers, moments = self.offsets.append, self.numbers.append, self.moments.append
         for match in _talk_or_other.finditer(block, 0, cut):
             number, t = match.groups()
-            if number:
-                self._append(match.start(), int(number), float(t))
+            if number:  # the same as `_append`, and half as dear
+                t = float(t)
+                moment = t if t > moment else moment
+                offsets(begin + match.start())
+                numbers(int(number))
+                moments(moment)
             else:
                 others += self._take_other(match)
+                moment = self.moments[-1]
         self.end += cut
         return others if cut else None
 
