@@ -55,8 +55,10 @@ class News:
         if self.plan and self.plan[0][0] <= until:
             when, happen = self.plan.pop(0)
             self.now = max(self.now, when)
-            return happen()
+            happen()
+            return True
         self.now = until
+        return False
 
 
 class Evening:
@@ -350,6 +352,35 @@ def test_nothing_leads_beyond_the_end_that_was_given(press, came):
     end = 10.9 if press[1] != "PgDn" else 5.0
     texts = play(press, start=2.0, end=end).texts
     assert any(came in text for text in texts) and not {"d", "N", "e", "closed"} & set(texts)
+
+
+# --- a file that cannot be read on ---
+
+
+class Stick(io.BytesIO):
+    """A memory stick that is taken out when so much was read from it."""
+
+    name = "/media/stick/lab.jsonl"
+
+    def readline(self, *size):
+        if self.tell() > len(data(TALK[:6])):
+            raise OSError(5, "Input/output error")
+        return super().readline(*size)
+
+
+@pytest.mark.parametrize("presses", [[], [(1.0, "/", "zzz")], [(1.0, "PgDn"), (2.0, "PgDn")]], ids=str)
+def test_a_disk_that_is_taken_away_is_told_and_keys_go_on_working(presses):
+    evening = Evening(chat.Tape(Stick(data(TALK))), *presses, (50.0, "g", "0"), until=60.0)
+    assert evening.texts.count("cannot read /media/stick/lab.jsonl: Input/output error") >= 1
+    assert evening.since(50.0)[:2] == [(50.0, "back at 0:00"), (50.0, "room")]
+
+
+@pytest.mark.parametrize("key", [(4.5, "/", "zzz"), (4.5, "PgDn")])
+def test_a_session_of_a_later_version_in_the_middle_ends_neither_a_search_nor_the_player(key):
+    events = [*TALK[:5], {**TALK[0], "v": 9, "n": 5, "t": 5.0}, *TALK[6:]]
+    evening = Evening(events, key, (20.0, "g", "0"), until=30.0)
+    assert evening.since(20.0)[:2] == [(20.0, "back at 0:00"), (20.0, "room")]
+
 
 
 # --- a file that grows ---

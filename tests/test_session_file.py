@@ -406,11 +406,12 @@ def test_nothing_is_set_aside_where_nothing_is_torn(path):
     assert not os.path.exists(path + ".torn")
 
 
-@pytest.mark.parametrize("line, n", [(b"garbage\n", 4), (b"\n", 3), (b'{"ev":"say","n":9}\n', 4)], ids=str)
-def test_a_damaged_line_at_the_end_is_whole_and_stays_and_so_does_its_number(path, line, n):
+@pytest.mark.parametrize("line", [b"garbage\n", b"\n", b'{"ev":"say","n":9}\n',
+                                  b'{"ev":"say","n":5000,"t":900.0,"who":"bob","te\n'], ids=str)
+def test_a_damaged_line_at_the_end_is_whole_and_stays(path, line):
     put(path, WHOLE, line)
     go_on(path)
-    assert content(path) == WHOLE + line + say(n)
+    assert content(path) == WHOLE + line + say(3)
     assert not os.path.exists(path + ".torn")
 
 
@@ -451,7 +452,13 @@ def test_a_session_without_events_is_recovered(path):
 
 def test_damaged_lines_are_passed_over(path):
     put(path, HEAD, say(1), b"garbage\n", b"\xff\xfe\n", b"\n", say(4), b'{"ev":"say","n":9}\n')
-    assert chat.recover(path)[1] == 5, "damaged lines have numbers, too"
+    assert chat.recover(path)[1] == 4
+
+
+@pytest.mark.parametrize("end", [say(3)[:-1], b'{"ev":"wild","t":2.0}\n', b'{"re":"pong","t":2.0}\n', say(3)[:9]])
+def test_what_is_torn_or_bears_no_number_is_no_history(path, end):
+    put(path, HEAD, b'{"ev":"wild","t":0.5}\n', join(1, "юля"), say(2), end)
+    assert chat.recover(path)[4] == join(1, "юля") + say(2)
 
 
 def test_people_who_were_inside_are_recovered_with_their_seats(path):
