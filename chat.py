@@ -113,8 +113,8 @@ HELLO_SECONDS = 30.0  # to say who one is; a thread waits for it
 READ_BYTES = 1024, 64 << 10  # recv takes the first even while it waits; it grows while it is filled
 IDLE_SECONDS = 2e6  # three weeks: the longest time-out that every system can count
 
-CROWD = 300  # times a second that a talking thread finds another one at work: many people talk at once
-CROWD_SECONDS = 0.25  # between two looks at that
+CROWD = 300  # times a second that a thread finds another one at work: many talk, or arrive, at once
+CROWD_SECONDS = 0.1  # between two looks at that
 RATE = 50  # requests per second and person: nobody types so fast, scripts may
 RATE_BURST = 4  # seconds' worth that may come at once: a paste
 RATE_AHEAD = 60.0  # seconds; whoever sent more than that beyond the limit is cut
@@ -1083,9 +1083,7 @@ class Fanout:
             if not self.unsent:
                 return
             if not self.baton.acquire(False):
-                self.met += 1  # a few get lost where two do this at once, which does not matter
-                if not self.met % CROWD:
-                    self.wake()
+                self._meet()
                 return
             try:
                 self._round()
@@ -1094,6 +1092,11 @@ class Fanout:
         if self.unsent:
             self.wake()  # a reader has a socket of its own to read; the caretaker goes on
 
+    def _meet(self):
+        self.met += 1  # a few get lost where two do this at once, which does not matter
+        if not self.met % CROWD:
+            self.wake()
+
     def _round(self):
         with self.lock:
             self.unsent = False
@@ -1101,6 +1104,7 @@ class Fanout:
             work, self.work = self.work, Work([], [], [], [])
         for member, welcome, place in work.coming:
             self._welcome(member, welcome, place)
+            self._meet()  # a crowd that arrives is one as well
         if chunk:
             self._record(chunk.data)
         for member, place, last in work.parting:
