@@ -384,6 +384,7 @@ def test_a_flood_never_breaks_what_is_typed(bob, eve):
     finally:
         enough.set()
         threads[0].join()
+        eve.sock.shutdown(socket.SHUT_RDWR)  # wakes the one who drains
     bob.wait(lambda: bob.text().count(f"bob: {text}") == 3, "all three lines")
     bob.see_prompt("bob>")
     for row in bob.text().split("\n"):
