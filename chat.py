@@ -86,8 +86,8 @@ __version__ = "1.0"
 
 
 # === limits =======================================================================================
-# Every limit and default in one place, with its reason where that is not plain; the one error meant for people; and how this
-# program is called, since its file may bear any name.
+# Every limit and default in one place, with its reason where that is not plain; the one error meant for
+# people; and how this program is called, since its file may bear any name.
 
 PORT = 7011  # nobody needs to be root for it, and no known service has it
 VERSION = 1  # of the lines on the wire and in session files; a reader refuses a higher one
@@ -732,7 +732,8 @@ def event_of(line):
 
 
 # How `encode_talk` begins a line, with its n and t; or any other line.
-_talk_or_other = re.compile(rb'(?:\{"ev":"(?:say|me)","n":(\d{1,15}),"t":(\d{1,10}(?:\.\d{1,3})?),"who":"[^\n]*|[^\n]*)\n')
+_talk_or_other = re.compile(rb'(?:\{"ev":"(?:say|me)","n":(\d{1,15}),"t":(\d{1,10}(?:\.\d{1,3})?),"who":"[^\n]*'
+                            rb'|[^\n]*)\n')
 
 
 class Lines:
@@ -1258,8 +1259,8 @@ class Fanout:
 class Room:
     """Who is here, and what becomes of what they ask."""
 
-    # `ask` and the few methods behind it may be called by any thread; each takes the lock for a moment. Functions of
-    # DECISIONS are called with the lock held, and do three things in this order: refuse, or append to the log, and only
+    # `ask` and the few methods behind it may be called by any thread; each takes the lock for a moment. What stands
+    # in DECISIONS is called with the lock held, and does this in this order: refuse, or append to the log, and only
     # then change who is here. To carry out what was decided is up to whoever asked: `flush`.
 
     def __init__(self, name="chat", history=HISTORY, max_people=0):
@@ -1740,7 +1741,8 @@ class Huddle:
             with open("/proc/thread-self/stat") as file:
                 processors = {int(file.read().rpartition(")")[2].split()[36])}
             self.before = os.sched_getaffinity(0)
-        for thread in os.listdir("/proc/self/task"):  # those that begin meanwhile are born where their maker is
+        # Twice, since threads are born where their maker is, which may not have been reached yet.
+        for thread in itertools.chain.from_iterable(os.listdir("/proc/self/task") for _ in range(2)):
             with contextlib.suppress(ProcessLookupError):
                 os.sched_setaffinity(int(thread), processors)
 
@@ -2519,8 +2521,9 @@ class Console:
     def _who(self):
         people = list(self.room.people.values())
         self.say_here(f"{len(people)} here")
-        self.screen.show([[(name_style(member.name), f"   {clean_row(member.name)}"), ("time", f" from {member.address}")]
-                          for member in people])
+        for member in people:
+            self.screen.show([[(name_style(member.name), f"   {clean_row(member.name)}"),
+                               ("time", f" from {member.address}")]])
 
     def _kick(self, name, reason="the host removed you"):
         self.ask("kick", to=name, text=reason)
@@ -3496,7 +3499,9 @@ class Player:
         if self.tape.grow():
             self.news.wait(PAUSE_SECONDS)
             return
-        seconds = TICK_SECONDS if due is None else min(max(due - self.tempo.now(), 0.0) / self.tempo.speed, TICK_SECONDS)
+        seconds = TICK_SECONDS
+        if due is not None:
+            seconds = min(max(due - self.tempo.now(), 0.0) / self.tempo.speed, TICK_SECONDS)
         if self._next() is None:
             self.tempo.stepping = False  # there is nothing to show
             seconds = FOLLOW_SECONDS if self.follow else TICK_SECONDS
@@ -3556,7 +3561,8 @@ class Player:
 
     def find(self):
         """Ask for a text, and go to where it is next; nothing means the same as before."""
-        self.screen.ask(f"find [{self.searched}]" if self.searched else "find", lambda text: self.press(Player._find, text))
+        question = f"find [{self.searched}]" if self.searched else "find"
+        self.screen.ask(question, lambda text: self.press(Player._find, text))
 
     def _find(self, text):
         self.searched = text or self.searched
@@ -3583,7 +3589,8 @@ class Player:
         self.seat = self.tape.find_seat(who, here) if who else None
         self._go(here)
         t = self.tempo.moment
-        self._note(f"what {f'{clean_row(self.viewer())} ({self.seat.n})' if who else 'everybody'} saw, at {minutes(t)}")
+        whose = f"{clean_row(self.viewer())} ({self.seat.n})" if who else "everybody"
+        self._note(f"what {whose} saw, at {minutes(t)}")
         # What had been seen by then is shown again, the last of it.
         recalled = itertools.takewhile(lambda scene: scene[0] < t, self.tape.between(self.seat, t - RECALL[1], t))
         for pieces in rows_of(collections.deque(recalled, RECALL[0]), self.tape.session, times=self.times):
@@ -3610,13 +3617,14 @@ class Player:
     def position(self):
         """The moment of the session at which the player is."""
         still = self.follow or self._is_ended()
-        return min(self.tempo.moment + (0.0 if still else max(0.0, self.tempo.now() - self.tempo.reached)), self.length())
+        silent = 0.0 if still else max(0.0, self.tempo.now() - self.tempo.reached)
+        return min(self.tempo.moment + silent, self.length())
 
     def status(self, columns):
         """Where the player is and what it does, in one row of so many columns."""
         with self.news:  # all of it from before a key or from after it
-            position, first, length, ended = self.position(), self.tape.start(self.seat), self.length(), self._is_ended()
-            viewer = self.viewer()
+            position, length, ended, viewer = self.position(), self.length(), self._is_ended(), self.viewer()
+            first = self.tape.start(self.seat)
         state = "paused" if self.tempo.paused else "the end" if ended else "live" if self.follow else "playing"
         head = f"{state}  {minutes(position)} / {minutes(length)}  {self.tempo.speed:g}x "
         tail = f" as {clean_row(viewer)}" if viewer else ""
