@@ -113,7 +113,7 @@ HELLO_SECONDS = 30.0  # to say who one is; a thread waits for it
 READ_BYTES = 1024, 64 << 10  # recv takes the first even while it waits; it grows while it is filled
 IDLE_SECONDS = 2e6  # three weeks: the longest time-out that every system can count
 
-CROWD = 300  # times a second that a thread finds another one at work: many talk, or arrive, at once
+CROWD = 300  # times a second that somebody has something new: by RATE, that many talk, or arrive, at once
 CROWD_SECONDS = 0.1  # between two looks at that
 RATE = 50  # requests per second and person: nobody types so fast, scripts may
 RATE_BURST = 4  # seconds' worth that may come at once: a paste
@@ -1065,7 +1065,7 @@ class Fanout:
         # Under the lock:
         self.work = Work([], [], [], [])
         self.unsent = False  # whether a round has something to do; read without the lock
-        self.met = 0  # how often somebody found the baton taken, which tells how many talk at once; without the lock
+        self.calls = 0  # how often somebody had something new, which tells how many talk at once; without the lock
         self.patience = FAREWELL_SECONDS
         # With the baton:
         self.recording = None
@@ -1083,8 +1083,10 @@ class Fanout:
         for _ in range(ROUNDS):
             if not self.unsent:
                 return
+            self.calls += 1  # a few get lost where two do this at once, which does not matter
+            if not self.calls % CROWD:
+                self.wake()
             if not self.baton.acquire(False):
-                self._meet()
                 return
             try:
                 self._round()
@@ -1093,11 +1095,6 @@ class Fanout:
         if self.unsent:
             self.wake()  # a reader has a socket of its own to read; the caretaker goes on
 
-    def _meet(self):
-        self.met += 1  # a few get lost where two do this at once, which does not matter
-        if not self.met % CROWD:
-            self.wake()
-
     def _round(self):
         with self.lock:
             self.unsent = False
@@ -1105,7 +1102,6 @@ class Fanout:
             work, self.work = self.work, Work([], [], [], [])
         for member, welcome, place in work.coming:
             self._welcome(member, welcome, place)
-            self._meet()  # a crowd that arrives is one as well
         if chunk:
             self._record(chunk.data)
         for member, place, last in work.parting:
@@ -1721,15 +1717,15 @@ class Huddle:
     # just put this thread, and for less than a second beyond. Where threads do run at once they stay apart.
 
     def __init__(self):
-        self.met, self.at = 0, time.monotonic()
+        self.calls, self.at = 0, time.monotonic()
         self.before = None  # the processors that the threads are given back, while they huddle
         self.able = hasattr(os, "sched_setaffinity") and getattr(sys, "_is_gil_enabled", lambda: True)()
 
-    def look(self, met):
-        """Huddle or spread, by how often threads have met at the baton so far; returns when to look again."""
+    def look(self, calls):
+        """Huddle or spread, by how often somebody had something new so far; returns when to look again."""
         now = time.monotonic()
         if self.able and now - self.at >= CROWD_SECONDS:
-            crowded, self.met, self.at = met - self.met > CROWD * (now - self.at), met, now
+            crowded, self.calls, self.at = calls - self.calls > CROWD * (now - self.at), calls, now
             if crowded != bool(self.before):
                 with contextlib.suppress(OSError):
                     self._change(crowded)
@@ -1794,7 +1790,7 @@ class Caretaker:
                 self._watch()
                 due = self.fanout.look_after()
             self.fanout.flush()
-            waits = [due, self.huddle.look(self.fanout.met), 0.05 if self.unplaced else None]
+            waits = [due, self.huddle.look(self.fanout.calls), 0.05 if self.unplaced else None]
             wait = min((seconds for seconds in waits if seconds is not None), default=None)
 
     def _watch(self):

@@ -718,14 +718,14 @@ needs_processors = pytest.mark.skipif(not hasattr(os, "sched_getaffinity") or le
 
 @pytest.fixture
 def huddle(monkeypatch):
-    """A huddle whose time is set by hand; `huddle.after(seconds, meetings)` lets it look again."""
+    """A huddle whose time is set by hand; `huddle.after(seconds, calls)` lets it look again."""
     now, everywhere = [1000.0], os.sched_getaffinity(0)
     monkeypatch.setattr(chat.time, "monotonic", lambda: now[0])
     huddle = chat.Huddle()
 
-    def after(seconds, meetings):
+    def after(seconds, calls):
         now[0] += seconds
-        return huddle.look(huddle.met + meetings)
+        return huddle.look(huddle.calls + calls)
 
     huddle.after = after
     yield huddle
