@@ -5,6 +5,8 @@ import zipfile
 
 import pytest
 
+import helpers
+
 TOP = pathlib.Path(__file__).resolve().parent.parent
 os.environ["XDG_STATE_HOME"] = os.devnull  # what the program remembers of a person is not for tests to change
 
@@ -19,3 +21,17 @@ def pyz():
         if archive.read("chat.py") != (TOP / "chat.py").read_bytes():
             pytest.fail("chat.pyz was made from another chat.py: run ./build.sh first, or ./build.sh test")
     return path
+
+
+@pytest.fixture
+def server():
+    """A server in this process, on a free port."""
+    with helpers.serving() as server:
+        yield server
+
+
+@pytest.fixture
+def eve(server):
+    """Somebody else in the room."""
+    with helpers.joined(server, "eve") as eve:
+        yield eve

@@ -16,19 +16,6 @@ import helpers
 from terminal import CHAT
 
 
-@pytest.fixture
-def server():
-    with helpers.serving() as server:
-        yield server
-
-
-@pytest.fixture
-def eve(server):
-    """Somebody else in the room."""
-    with helpers.joined(server, "eve") as eve:
-        yield eve
-
-
 def join(server, *options):
     """The command with which bob joins this server, or whatever has this address."""
     return [*CHAT, "join", "%s:%d" % getattr(server, "address", server), *(options or ("--name", "bob"))]

@@ -15,19 +15,6 @@ pytestmark = terminal.needs_terminal
 
 
 @pytest.fixture
-def server():
-    with helpers.serving() as server:
-        yield server
-
-
-@pytest.fixture
-def eve(server):
-    """Somebody else in the room."""
-    with helpers.joined(server, "eve") as eve:
-        yield eve
-
-
-@pytest.fixture
 def opened(server, tmp_path):
     """A function that opens terminals with join on them, all closed at the end."""
     with contextlib.ExitStack() as stack:

@@ -13,12 +13,6 @@ import chat
 from helpers import Peer, Served, Wire, joined, serving, wait_for
 
 
-@pytest.fixture
-def server():
-    with serving() as server:
-        yield server
-
-
 def packet(*requests):
     """Requests as the bytes of one packet."""
     return b"".join(map(chat.encode, requests))
