@@ -3436,7 +3436,7 @@ class Player:
         self.tape, self.follow, self.times = tape, follow, times
         self.screen = screen or open_screen(None, str, self.rows_below, self.complete, {
             key: functools.partial(self.press, run) for keys, shown, words, run in PLAYER_KEYS for key in keys})
-        self.news, self.notes, self.over = threading.Condition(), [], False
+        self.news, self.notes, self.over, self.known = threading.Condition(), [], False, False
         self.seat, self.at, self.end = seat, 0, end  # at: the line that comes next
         self.searched, self.search = "", None
         self.tempo = Tempo(speed, max_gap, clock)
@@ -3492,16 +3492,15 @@ class Player:
 
     def _wait(self, due):
         # Until a scene is due, a key was pressed, or it is time to look again.
-        if self.tape.grow():
+        if not self.known and self.tape.grow():
             self.news.wait(PAUSE_SECONDS)
             return
-        seconds = TICK_SECONDS
-        if due is not None:
-            seconds = min(max(due - self.tempo.now(), 0.0) / self.tempo.speed, TICK_SECONDS)
+        self.known = not self.follow  # what is written later is not looked for, and the end is an end
+        seconds = TICK_SECONDS if due is None else max(due - self.tempo.now(), 0.0) / self.tempo.speed
         if self._next() is None:
             self.tempo.stepping = False  # there is nothing to show
             seconds = FOLLOW_SECONDS if self.follow else TICK_SECONDS
-        self.news.wait(seconds)
+        self.news.wait(min(seconds, TICK_SECONDS))
         self.screen.refresh()
 
     # --- what keys do, under the lock ---

@@ -409,6 +409,14 @@ def test_what_is_written_comes_at_once(grown):
     assert evening.player.status(80).startswith("live  0:04 / 0:04")
 
 
+def test_what_is_written_later_is_not_shown_where_nobody_asked_to_follow(tmp_path):
+    path = tmp_path / "lab.jsonl"
+    path.write_bytes(data(TALK[:5]))
+    with path.open("ab", buffering=0) as more, path.open("rb") as file:
+        evening = Evening(chat.Tape(file), (60.0, lambda: more.write(data(TALK[5:]))), until=90.0)
+    assert evening.texts == ["room", "joined", "a", "b", "c"] and evening.player._is_ended()
+
+
 def test_keys_work_while_more_is_waited_for(grown):
     evening = grown(5, (5.0, "left"), (6.0, data(TALK[5:6])), (7.0, "PgUp"), (8.0, "/", "ann: a"),
                     (9.0, "a", "ann"), until=20.0)
