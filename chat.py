@@ -37,7 +37,7 @@ The rules of the house:
        caches of pure functions.
 
 The map:
-    limits, lines, rendering, session file, log, fan-out, room, view, doors, screen, server, client, replay,
+    limits, lines, rendering, session file, secrets, log, fan-out, room, view, doors, screen, server, client, replay,
     report, menu, command line
 """
 
@@ -137,6 +137,7 @@ LISTED_SEATS = 30  # in an error message, which is to be one sentence
 LISTED_BYTES = 8 << 20  # of a recording that is read whole to be listed: a fraction of a second
 OPENING_LINES = 100  # of a file, among which its session line must be
 RETRY_SECONDS = 1.0  # between attempts to record again
+RUNS = 100  # of a server, in one session, that are told apart
 BACKLOG_BYTES = 1 << 20  # of lines kept for the recording while it fails: minutes of talk
 
 CONSOLE_LINES = 100  # shown per batch; the rest of a flood is counted
@@ -831,6 +832,103 @@ class Lines:
         if missing <= 0:
             return [event]
         return [remark(t, f"{missing:,} {'line was' if missing == 1 else 'lines were'} not recorded here"), event]
+
+
+# === secrets ======================================================================================
+# What a room knows and tells nobody: the key that lets people in, and the secret behind the tokens with which they
+# come back. They never stand in a session file, since that is handed round. Where a session can be gone on in, they
+# wait beside it in the state folder, so that a server that was killed is the same room to everyone afterwards.
+
+
+def state_folder():
+    """Where this system keeps what a program remembers for a person."""
+    home = os.path.expanduser("~")
+    if sys.platform == "win32":
+        return os.path.join(os.environ.get("LOCALAPPDATA") or home, "chat")
+    if sys.platform == "darwin":
+        return os.path.join(home, "Library", "Application Support", "chat")
+    return os.path.join(os.environ.get("XDG_STATE_HOME") or os.path.join(home, ".local", "state"), "chat")
+
+
+def keep_private(path, data):
+    """Put this into a file that only its owner can read, entirely or not at all."""
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    unfinished = f"{path}.{os.getpid()}"
+    with contextlib.suppress(FileNotFoundError):  # of a process of the same number that was killed
+        os.unlink(unfinished)
+    with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(data)
+    os.replace(unfinished, path)
+
+
+class Secrets:
+    """What lets people into a room, and back to their seats, for one session."""
+
+    # A token needs no table: it is a seat with what only the secret's owner can make of it, so it holds as long as the
+    # secret does. `runs` are the runs of the server in this session, each with the n behind which it began: what an
+    # earlier run said stands up to where the next one began, since a file may have lost its end in between.
+
+    def __init__(self, session):
+        self.session, self.path = session, None  # the path, once they are kept
+        self.secret, self.run, self.runs = os.urandom(32).hex(), os.urandom(8).hex(), {}
+        self.new_key()
+
+    def new_key(self):
+        """Let a new key be needed by whoever comes in from now on."""
+        self.key = int.from_bytes(os.urandom(5), "big") >> 5
+        self._save()
+
+    def keep(self):
+        """Take up what an earlier run has kept, and keep it from now on; returns whether there was such a run."""
+        import hashlib
+
+        name = hashlib.sha256(self.session.encode()).hexdigest()[:32] + ".json"  # an id may hold anything
+        self.path, known = os.path.join(state_folder(), "rooms", name), False
+        try:
+            with open(self.path, encoding="utf-8") as file:
+                kept = decode(file.read())
+            key, secret, runs = kept["key"], bytes.fromhex(kept["secret"]).hex(), dict(kept["runs"])
+            known = COUNT.fits(key) and len(secret) == len(self.secret) and all(map(COUNT.fits, runs.values()))
+        except (OSError, ChatError, ValueError, KeyError, TypeError):
+            pass  # there is none, or it is damaged
+        if known:
+            self.key, self.secret, self.runs = key, secret, runs
+        else:
+            self._save()
+        return known
+
+    def begin_run(self, n):
+        """Note that this run of the server goes on behind event n."""
+        self.runs = dict([*self.runs.items()][1 - RUNS:], **{self.run: n})
+        self._save()
+
+    def _save(self):
+        if self.path:
+            try:
+                keep_private(self.path, encode({"key": self.key, "secret": self.secret, "runs": self.runs}))
+            except OSError:
+                self.path = None  # no folder: then they live as long as this process
+
+    def since(self, run):
+        """Up to which n what this run of the server has said still stands."""
+        runs = [*self.runs]
+        following = runs[runs.index(run) + 1:] if run in runs else [self.run]
+        return min((self.runs[later] for later in following), default=1 << 53)
+
+    def token(self, seat):
+        """The token with which the owner of this seat comes back to it."""
+        import hmac
+
+        mac = hmac.new(bytes.fromhex(self.secret), f"{self.session} {seat}".encode(), "sha256")
+        return f"{seat}.{mac.hexdigest()[:32]}"
+
+    def seat_of(self, token):
+        """The seat that this token is for; None if it was never given out."""
+        import hmac
+
+        seat = token.partition(".")[0]
+        known = re.fullmatch("[0-9]{1,16}", seat) and hmac.compare_digest(token.encode(), self.token(int(seat)).encode())
+        return int(seat) if known else None
 
 
 # === log ==========================================================================================
@@ -2609,16 +2707,6 @@ def parse_address(address):
     if not bare_v6 and (not match or not 0 < port < 65536):
         raise ChatError(f"{clean_row(address)} is no address; write host, host:port or [v6-address]:port")
     return (address, PORT) if bare_v6 else (match.group(1) or match.group(2) or "127.0.0.1", port)
-
-
-def state_folder():
-    """Where this system keeps what a program remembers for a person."""
-    home = os.path.expanduser("~")
-    if sys.platform == "win32":
-        return os.path.join(os.environ.get("LOCALAPPDATA") or home, "chat")
-    if sys.platform == "darwin":
-        return os.path.join(home, "Library", "Application Support", "chat")
-    return os.path.join(os.environ.get("XDG_STATE_HOME") or os.path.join(home, ".local", "state"), "chat")
 
 
 def recent_addresses():
