@@ -138,6 +138,11 @@ LISTED_BYTES = 8 << 20  # of a recording that is read whole to be listed: a frac
 OPENING_LINES = 100  # of a file, among which its session line must be
 RETRY_SECONDS = 1.0  # between attempts to record again
 RUNS = 100  # of a server, in one session, that are told apart
+HOLD_SECONDS = 60.0  # that a seat waits for somebody whose link was lost
+PING_SECONDS = 8.0  # between two signs of life of our own clients
+SILENCE_SECONDS = 24.0  # without any, after which a link is dead: both ends are to know within 30
+KEPT_BYTES = 1 << 20  # of replies that wait for somebody, until they are known to have come
+MISSED_BYTES = 4 << 20  # of the session file that are looked through for what somebody has missed
 BACKLOG_BYTES = 1 << 20  # of lines kept for the recording while it fails: minutes of talk
 
 CONSOLE_LINES = 100  # shown per batch; the rest of a flood is counted
@@ -232,9 +237,9 @@ def decode(line):
     return value
 
 
-def encode_welcome(t, you, n, people, id, recorded=False):
-    """The welcome for a newcomer; the names are quoted already, since a crowd brings many of them."""
-    rest = (',"recorded":true' if recorded else "") + ("" if id is None else ',"id":%d' % id)
+def encode_welcome(t, you, n, people, more):
+    """The welcome, with more fields; the names are quoted already, since a crowd brings many of them."""
+    rest = "".join([f',"{field}":{_dump(value)}' for field, value in more.items() if value is not None])
     return ('{"re":"welcome","t":%r,"you":%s,"n":%d,"people":[%s]%s}\n' % (t, you, n, people, rest)).encode()
 
 
@@ -313,6 +318,7 @@ COUNT = Kind(lambda value: type(value) is int and 0 <= value < 1 << 53, "a whole
 SECONDS = Kind(lambda value: type(value) in (int, float) and 0 <= value < 1e11, "a number of seconds")
 PEOPLE = Kind(lambda value: type(value) is list and all(map(STRING.fits, value)), "a list of names")
 START = Kind(_is_start, "a time with its zone")
+TRUE = Kind(lambda value: value is True, "true, or left out")
 TALK = Kind(check_text, "a string")
 
 # What a client asks, and the fields each request must have, besides an id if it likes.
@@ -325,6 +331,11 @@ REQUESTS = {
     "who": {},
     "ping": {},
     "bye": {},
+}
+# ... and those that it may have: `hello` tells what somebody who comes back has had so far, `ping` what has come.
+OPTIONAL = {
+    "hello": {"back": TRUE, "token": STRING, "session": STRING, "run": STRING, "last": COUNT, "had": COUNT},
+    "ping": {"had": COUNT},
 }
 # What a server says, to everyone and to one person, with the fields that `render` and clients rely on.
 _stamp = {"n": COUNT, "t": SECONDS}
@@ -360,6 +371,8 @@ def decode_request(line):
         if type(do) is not str or do not in REQUESTS:
             raise ChatError(f'"do" must be one of: {" ".join(REQUESTS)}')
         check_fields(do, REQUESTS[do], request)
+        if do in OPTIONAL:
+            check_fields(do, {field: kind for field, kind in OPTIONAL[do].items() if field in request}, request)
     except ChatError as error:
         error.id = id
         raise
@@ -425,9 +438,20 @@ def lines_of(block):
     return [None] if block is None else block[:-1].decode(errors="surrogateescape").split("\n")
 
 
-def number_of(line):
-    """The n of an encoded event, or of the first in a chunk."""
-    return int(re.search(rb'"n":(\d+)', line).group(1))
+_number = re.compile(rb'"n":(\d+)')
+
+
+def number_of(lines, at=0):
+    """The n of the first of these encoded events, or of the first behind this place."""
+    return int(_number.search(lines, at).group(1))
+
+
+def lines_after(lines, n):
+    """The place in these encoded events where those after n begin."""
+    at = 0
+    while at < len(lines) and number_of(lines, at) <= n:
+        at = lines.find(b"\n", at) + 1
+    return at
 
 
 # === rendering ====================================================================================
@@ -1011,6 +1035,18 @@ class Log:
                 talk += line.startswith((b'{"ev":"say"', b'{"ev":"me"'))
         return place, number_of(first) if first else self.n + 1
 
+    def after(self, n):
+        """Where what followed event n begins, as far as it is still here: (the place, the n of the first line there)."""
+        place, first = self.end, self.n + 1
+        for data in itertools.chain(reversed(self.pending), (chunk.data for chunk in reversed(self.kept))):
+            if first <= n + 1:
+                break
+            if data:
+                at = lines_after(data, n)
+                place -= len(data) - at
+                first = number_of(data, at)
+        return place, first
+
     def seal(self):
         """Make a chunk of what is pending, and let go of the oldest; returns it, or None if nothing is new."""
         # The oldest go by what came before this chunk: a newcomer whose history begins back there may be in
@@ -1046,7 +1082,7 @@ class Lag:
     __slots__ = "pieces", "chunk", "letters", "last", "leaving"
 
     def __init__(self, chunk, *pieces):
-        self.pieces = collections.deque(map(memoryview, pieces))  # these first
+        self.pieces = collections.deque(map(memoryview, filter(None, pieces)))  # these first
         self.chunk = chunk  # then all that follows this one in the chain,
         self.letters = []  # then these,
         self.last = b""  # and at the very end, if it is leaving, the line with which it left
@@ -1118,6 +1154,8 @@ class Member:
     #   lagging   it has a Lag, first of all its welcome. When that is empty, `push` makes it
     #   in step   `instep` has its send, and there is nothing else to know. A short send, or a letter that finds
     #             its socket full, makes it lag again
+    #   held      its link is lost, and it can come back: it is still among the people, but nothing is sent to it. A new
+    #             member with its token takes its seat and its place; after HOLD_SECONDS it has left
     #   leaving   its leave was decided, by itself, the host or the fan-out: it is no longer among the people, no
     #             letter reaches it, its Lag ends with its own leave. Sent to the end, its sending side is shut;
     #             when its farewell is over, or its socket breaks, both sides are
@@ -1126,22 +1164,51 @@ class Member:
     #
     # Who breaks in the middle has neither Lag nor place in step, and waits for its reader to notice.
 
-    __slots__ = ("address", "name", "quoted", "key", "seat", "left", "muted",  # the room's, under the lock
-                 "out", "lag", "watched", "reader_gone")  # the fan-out's, with the baton
+    __slots__ = ("address", "name", "quoted", "key", "seat", "left", "muted", "back", "kept", "away",  # the room's
+                 "out", "lag", "watched", "reader_gone")  # the fan-out's, with the baton; the others under the lock
 
     def __init__(self, out, address=""):
         self.out, self.address = out, address
         self.name = self.quoted = self.key = self.seat = self.lag = None
         self.left = False
         self.muted = 0.0  # until this time of the session
+        self.back, self.kept = False, None  # whether it can come back, and then the Kept replies
+        self.away = None  # since this time of the session, without a link
         self.watched = False  # by the caretaker, until its socket takes more
         self.reader_gone = False
+
+
+class Kept:
+    """The replies to somebody who can come back, until it is known that they have come."""
+
+    # Each bears a number k, and whoever comes back tells the newest that they have had. What is too much is let go,
+    # the oldest first: while a link stands, those have come long ago; without one, no more is taken.
+
+    __slots__ = "last", "lines", "size"
+
+    def __init__(self):
+        self.last, self.lines, self.size = 0, collections.deque(), 0  # the newest k; (k, line, seat of who told it)
+
+    def add(self, fields, teller=None):
+        """Number and keep a reply; returns its line."""
+        self.last += 1
+        line = encode({**fields, "k": self.last})
+        self.lines.append((self.last, line, teller))
+        self.size += len(line)
+        while self.size > KEPT_BYTES:
+            self.let_go(self.lines[0][0])
+        return line
+
+    def let_go(self, had):
+        """Forget what has come, up to this number."""
+        while self.lines and self.lines[0][0] <= had:
+            self.size -= len(self.lines.popleft()[1])
 
 
 class Work(collections.namedtuple("Work", "coming parting letters gone")):
     """What the next round has to do besides sending what is new, in this order."""
 
-    # (newcomer, its welcome, the place in the log where its history begins); (leaver, the place where its log ends or
+    # (newcomer, the lines that come first, the place in the log from which on it is sent all); (leaver, the place where its log ends or
     # None for where it is, its last line); (member, a line for it alone, after all that is in the log by now);
     # members that have left and whose reader is gone.
 
@@ -1198,8 +1265,8 @@ class Fanout:
             self.unsent = False
             before, chunk = self.log.tail, self.log.seal()
             work, self.work = self.work, Work([], [], [], [])
-        for member, welcome, place in work.coming:
-            self._welcome(member, welcome, place)
+        for member, opening, place in work.coming:
+            self._welcome(member, opening, place)
         if chunk:
             self._record(chunk.data)
         for member, place, last in work.parting:
@@ -1213,15 +1280,15 @@ class Fanout:
         for member in work.gone:
             self._bury(member)
         for member in [member for member in self.lagging if member.lag.size(self.log.tail.end) > LAG_BYTES]:
-            self.ask(member, {"do": "leave", "why": "slow",
+            self.ask(member, {"do": "lose", "why": "slow",
                               "text": "you were too slow to take what was said here, and were cut"})
         if chunk:
             self.spoken.set()
 
-    def _welcome(self, member, welcome, place):
+    def _welcome(self, member, opening, place):
         # The chain is left where the history begins; only a round's beginning changes what is kept of it.
         chunk = next(chunk for chunk in reversed(self.log.kept) if chunk.start <= place)
-        self._start_lag(member, chunk, welcome + self.log.session_line, memoryview(chunk.data)[place - chunk.start:])
+        self._start_lag(member, chunk, opening, memoryview(chunk.data)[place - chunk.start:])
 
     def _start_lag(self, member, chunk, *pieces):
         self.instep.pop(member, None)
@@ -1308,7 +1375,7 @@ class Fanout:
         self.instep.pop(member, None)
         self.lagging.pop(member, None)
         member.lag = None
-        self.ask(member, {"do": "leave", "why": "lost"})
+        self.ask(member, {"do": "lose", "why": "lost"})
         if member.reader_gone:
             self._bury(member)
         else:
@@ -1326,9 +1393,9 @@ class Fanout:
         self.farewells.pop(member, None)
         if member.watched:
             self.graves.append(member)
-            self.wake()
         else:
             member.out.close()
+        self.wake()  # its seat may be held, which the caretaker has to end in time
 
     def look_after(self):
         """Do what is due by the clock; returns the seconds until something is due again, or None."""
@@ -1364,6 +1431,10 @@ class Room:
         self.fanout = Fanout(self.lock, self.log, self.ask)
         self.flush = self.fanout.flush
         self.people = {}  # name key: member, in the order of their coming
+        self.seats = {}  # seat: member, of those who can come back
+        self.held = {}  # the same, of those whose link is lost, in the order of their losing it
+        self.secrets = Secrets(self.log.session["id"])
+        self.secrets.begin_run(0)
         self.host = Member(None)  # speaks and acts, but is not among the people
         self.host.name, self.host.quoted = "server", quote("server")
 
@@ -1414,12 +1485,47 @@ class Room:
         text = "this session is recorded from here on" if recording else "this session is no longer recorded"
         self.ask(self.host, {"do": "notice", "text": text, "recorded": bool(recording)})
 
+    def find_missed(self, request):
+        """Add to a hello what its sender has missed and is not in memory any more, as far as the file has it."""
+        # The disk may be slow, so this is done by the one thread that needs it, before the room decides.
+        if self._seat_of(request) is None:
+            return
+        last, recording = self._last_of(request), self.fanout.recording
+        with self.lock:
+            place, first = self.log.after(last)
+        if first > last + 1 and recording:
+            with contextlib.suppress(OSError), open(recording.path, "rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - MISSED_BYTES))
+                lines = file.read(MISSED_BYTES)
+                lines = lines[lines.find(b"\n") + 1:lines.rfind(b"\n") + 1]  # whole ones
+                request["missed"] = lines[lines_after(lines, last):]
+
+    def _seat_of(self, request):
+        return self.secrets.seat_of(request["token"]) if "token" in request else None
+
+    def _last_of(self, request):
+        # Up to which n somebody who comes back has all that still stands.
+        return min(request.get("last", 0), self.secrets.since(request.get("run", "")), self.log.n)
+
+    def release(self):
+        """Let those leave who have not come back in time; returns the seconds until somebody is due, or None."""
+        with self.lock:
+            for member in list(self.held.values()):
+                due = member.away + HOLD_SECONDS - self.log.seconds()
+                if due > 0:
+                    return due
+                self.decide(member, {"do": "leave", "why": "lost"})
+        return None
+
     # --- what the decisions stand on: the lock is held ---
 
-    def post(self, member, fields):
-        """Have a reply sent to one member."""
-        if not member.left and member.out:
-            self.fanout.work.letters.append((member, encode(fields)))
+    def post(self, member, fields, teller=None):
+        """Have a reply sent to one member; it is kept until it has come if they can come back."""
+        if member.left or member is self.host:
+            return
+        line = member.kept.add(fields, teller) if member.back and fields["re"] != "pong" else encode(fields)
+        if member.away is None:
+            self.fanout.work.letters.append((member, line))
             self.fanout.unsent = True
 
     def find(self, name):
@@ -1457,27 +1563,88 @@ class Room:
         self.fanout.work.parting.append((member, place, last))
         member.left = True
         del self.people[member.key]
+        self.seats.pop(member.seat, None)
+        if self.held.pop(member.seat, None):
+            self._tell_tellers(member)
+
+    def _tell_tellers(self, member):
+        # What waited for somebody who does not come back has waited in vain.
+        told = collections.Counter(teller for k, line, teller in member.kept.lines if teller)
+        for other in [other for other in self.people.values() if other.seat in told]:
+            lines = "a private line" if told[other.seat] == 1 else f"{told[other.seat]} private lines"
+            self.post(other, self.error(ChatError(f"{member.name} has gone without {lines} of yours", "nobody")))
 
     # --- the decisions: what each request becomes; the lock is held ---
 
     def _hello(self, member, request):
-        name = check_name(request["name"])
-        key = name_key(name)
         if member.seat is not None:
             raise ChatError("you are in the room already")
         if self.closed:
             raise ChatError("this room is closed", "full")
+        seat = self._seat_of(request)
+        if seat in self.seats:
+            self._come_back(member, request, self.seats[seat])
+        else:
+            self._come_in(member, request, seat)
+
+    def _come_in(self, member, request, before):
+        # `before` is the seat that they have had, if they come again after a while: then they are told what they missed.
+        name = check_name(request["name"])
+        key = name_key(name)
         if self.max_people and len(self.people) >= self.max_people:
             raise ChatError(f"this room is full: {self.max_people} people", "full")
         self.check_free(key, name)
-        place, first = self.log.history(self.history)
-        people = ",".join([other.quoted for other in self.people.values()] + [quote(name)])
-        welcome = encode_welcome(self.log.seconds(), quote(name), self.log.n, people, request.get("id"),
-                                 bool(self.fanout.recording))
-        self.log.append("join", who=name, **{"from": first})
-        member.name, member.quoted, member.key, member.seat = name, quote(name), key, self.log.n
+        if before is None:
+            place, first = self.log.history(self.history)
+            missed, gone = b"", None
+        else:
+            missed, place, first, gone = self._missed(request)
+        member.name, member.quoted, member.key, member.back = name, quote(name), key, request.get("back") is True
+        opening = self._opening(member, request, [*self.people.values(), member], self.log.n + 1, gone)
+        self.log.append("join", who=name, **{"from": first, "back": member.back or None})
+        member.seat = self.log.n
         self.people[key] = member
-        self.fanout.work.coming.append((member, welcome, place))
+        if member.back:
+            member.kept = Kept()
+            self.seats[member.seat] = member
+        self.fanout.work.coming.append((member, opening + missed, place))
+
+    def _come_back(self, member, request, other):
+        # Somebody takes their seat again, and nobody is told, since nothing has happened. Both ends know by numbers what
+        # has come: all that the old link still carries is from now on refused.
+        missed, place, first, gone = self._missed(request)
+        if other.away is None:
+            moved = ChatError("you have come in from elsewhere, and this link is closed", "elsewhere")
+            self.fanout.work.parting.append((other, None, encode(self.error(moved))))
+        for field in ("name", "quoted", "key", "seat", "muted", "back", "kept"):
+            setattr(member, field, getattr(other, field))
+        other.left = True
+        self.people[member.key] = self.seats[member.seat] = member
+        self.held.pop(member.seat, None)
+        member.kept.let_go(request.get("had", 0))
+        opening = self._opening(member, request, self.people.values(), member.seat, gone)
+        self.fanout.work.coming.append((member, opening + missed, place))
+        self.fanout.work.letters.extend([(member, line) for k, line, teller in member.kept.lines])
+
+    def _missed(self, request):
+        # What somebody has missed: the lines that are only in the file, the place in the log and the first n there,
+        # of all that they are given the first n, and how many are gone for good.
+        last = self._last_of(request)
+        place, first = self.log.after(last)
+        missed = request.get("missed", b"")
+        missed = missed[:lines_after(missed, first - 1)]
+        gone = first - last - 1 - missed.count(b"\n")
+        return missed, place, number_of(missed) if missed else first, gone or None
+
+    def _opening(self, member, request, people, seat, gone):
+        # The first two lines for somebody who comes, to this seat.
+        more = {"recorded": True if self.fanout.recording else None, "gone": gone}
+        if member.back:
+            since = self.secrets.since(request.get("run", ""))
+            more.update(seat=seat, token=self.secrets.token(seat), run=self.secrets.run, since=min(since, self.log.n))
+        more["id"] = request.get("id")
+        quoted = ",".join([other.quoted for other in people])
+        return encode_welcome(self.log.seconds(), member.quoted, self.log.n, quoted, more) + self.log.session_line
 
     def _talk(self, member, request):
         # say and me requests come as many as arrived together, and become one batch: a busy room is made of these.
@@ -1492,9 +1659,11 @@ class Room:
             return
         other = self.find(request["to"])
         letter = {"re": "tell", "t": self.log.seconds(), "who": member.name, "to": other.name, "text": request["text"]}
+        if other.away is not None and other.kept.size + len(encode(letter)) > KEPT_BYTES:
+            raise ChatError(f"{other.name} has no link, and so much waits for them already", "nobody")
         self.post(member, {**letter, "id": request.get("id")})
         if other is not member:
-            self.post(other, letter)
+            self.post(other, letter, member.seat)
 
     def _nick(self, member, request):
         name = check_name(request["name"])
@@ -1509,10 +1678,13 @@ class Room:
         self.people[key] = member
 
     def _who(self, member, request):
-        people = [other.name for other in self.people.values()]
-        self.post(member, {"re": "who", "t": self.log.seconds(), "people": people, "id": request.get("id")})
+        people, t = [other.name for other in self.people.values()], self.log.seconds()
+        away = {other.name: int(t - other.away) for other in self.held.values()} or None
+        self.post(member, {"re": "who", "t": t, "people": people, "away": away, "id": request.get("id")})
 
     def _ping(self, member, request):
+        if member.back:
+            member.kept.let_go(request.get("had", 0))
         self.post(member, {"re": "pong", "t": self.log.seconds(), "id": request.get("id")})
 
     def _bye(self, member, request):
@@ -1521,9 +1693,24 @@ class Room:
     def _leave(self, member, request):
         self.part(member, request["why"], request.get("text"))
 
+    def _lose(self, member, request):
+        # A link is lost. Who can come back keeps the seat for a while, as if nothing had happened.
+        if not member.back:
+            self.part(member, request["why"], request.get("text"))
+        elif member.away is None:
+            member.away = self.log.seconds()
+            self.held[member.seat] = member
+            if request["why"] == "slow":
+                self.fanout.work.parting.append((member, None, encode(self.error(ChatError(request["text"], "slow")))))
+
     def _gone(self, host, request):
         # Somebody who was inside when an earlier run of this server died.
-        self.log.append("leave", who=request["who"], why="lost")
+        if not request["back"]:
+            return self.log.append("leave", who=request["who"], why="lost")
+        member, name = Member(None), request["who"]
+        member.name, member.quoted, member.key, member.seat = name, quote(name), name_key(name), request["seat"]
+        member.back, member.kept, member.away = True, Kept(), self.log.seconds()
+        self.people[member.key] = self.seats[member.seat] = self.held[member.seat] = member
 
     def _kick(self, host, request):
         self.part(self.find(request["to"]), "kicked", request["text"])
@@ -1543,14 +1730,17 @@ class Room:
             self.fanout.work.parting.append((member, place, last))
             member.left = True
         self.people.clear()
+        self.seats.clear()
+        self.held.clear()
         self.fanout.patience, host.left = ENDING_SECONDS, True
 
 
 # What a person can ask stands in REQUESTS, of which say and me come as talk; the door lets nothing else in.
-# A member's thread and the fan-out ask leave, the fan-out and the host notice, only the host the rest.
+# A member's thread and the fan-out ask lose, the fan-out and the host notice, only the host the rest.
 DECISIONS = {
     "hello": Room._hello, "talk": Room._talk, "tell": Room._tell, "nick": Room._nick, "who": Room._who,
-    "ping": Room._ping, "bye": Room._bye, "leave": Room._leave, "gone": Room._gone, "kick": Room._kick,
+    "ping": Room._ping, "bye": Room._bye, "leave": Room._leave, "lose": Room._lose, "gone": Room._gone,
+    "kick": Room._kick,
     "mute": Room._mute, "notice": Room._announce, "mark": Room._announce, "end": Room._end}
 
 
@@ -1722,6 +1912,7 @@ def await_hello(room, member, arriving):
                 request = decode_request(line)
                 if request["do"] != "hello":
                     raise ChatError('say who you are first: {"do":"hello","name":"bob"}', "not-yet")
+                room.find_missed(request)
                 room.ask(member, request)
                 return lines[number + 1:]
             except ChatError as error:
@@ -1789,7 +1980,7 @@ def read_guest(room, member, rate):
         arriving = blocks(reader.recv, LINE_BYTES)
         lines = await_hello(room, member, arriving)
         if lines is not None:
-            reader.settimeout(IDLE_SECONDS)
+            reader.settimeout(SILENCE_SECONDS if member.back else IDLE_SECONDS)
             room.flush()
             serve_member(room, member, arriving, lines, rate)
         why = "left"
@@ -1802,7 +1993,7 @@ def read_guest(room, member, rate):
         if member.seat is None:
             out.close()
         else:
-            room.ask(member, {"do": "leave", "why": why})
+            room.ask(member, {"do": "lose", "why": why})
             room.bury(member)
             room.flush()
 
@@ -1847,8 +2038,8 @@ class Caretaker:
     # Of the fan-out it touches anything only with the baton. A socket that it watches is closed by nobody else, or
     # the system might give its number to another while the selector still waits: such members come to `graves`.
 
-    def __init__(self, fanout):
-        self.fanout, self.stopped = fanout, False
+    def __init__(self, room):
+        self.room, self.fanout, self.stopped = room, room.fanout, False
         self.selector = selectors.DefaultSelector()
         # Windows' select takes 512 sockets; who finds no place is tried again at short intervals.
         self.places = 500 if isinstance(self.selector, selectors.SelectSelector) else 1 << 20
@@ -1859,7 +2050,7 @@ class Caretaker:
         self.selector.register(self.ear, selectors.EVENT_READ)
         self.huddle = Huddle()
         self.thread = threading.Thread(target=self._run, name="caretaker", daemon=True)
-        fanout.wake = self.wake
+        self.fanout.wake = self.wake
 
     def wake(self):
         """Have the caretaker look at the room; may be called by any thread."""
@@ -1887,8 +2078,9 @@ class Caretaker:
                     self.fanout.push(member)
                 self._watch()
                 due = self.fanout.look_after()
+            held = self.room.release()
             self.fanout.flush()
-            waits = [due, self.huddle.look(self.fanout.calls), 0.05 if self.unplaced else None]
+            waits = [due, held, self.huddle.look(self.fanout.calls), 0.05 if self.unplaced else None]
             wait = min((seconds for seconds in waits if seconds is not None), default=None)
 
     def _watch(self):
@@ -2357,11 +2549,12 @@ def _free_port(host, port):
 
 
 def tune(sock):
-    """Set what every connection needs: lines leave at once, and a dead peer is noticed in minutes."""
+    """Set what every connection needs: lines leave at once, and a dead peer is noticed within half a minute."""
     with contextlib.suppress(OSError):  # none of it is vital
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPALIVE", 60), ("TCP_KEEPINTVL", 20), ("TCP_KEEPCNT", 3)):
+        for option, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPALIVE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3),
+                              ("TCP_USER_TIMEOUT", int(1000 * SILENCE_SECONDS))):
             if hasattr(socket, option):
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
@@ -2372,7 +2565,7 @@ class Server:
     def __init__(self, room, listener, rate=RATE):
         self.room, self.listener, self.rate = room, listener, rate
         self.address = listener.getsockname()[:2]
-        self.caretaker = Caretaker(room.fanout)
+        self.caretaker = Caretaker(room)
         self.guests = set()  # members, and who may become one, whose threads run
         self.warned = -60.0  # when the console was last told that there is no room for more
 
@@ -2452,7 +2645,7 @@ def recover(path):
     """What a server needs to go on in its own session file: its session, n and t, people, end, size."""
     # The whole file is looked through once, which also finds who was in the room when a server died. Its end, for
     # the history of newcomers, is whole events only.
-    view = View()
+    view, back = View(), set()
     with open(path, "rb") as file:
         lines = Lines(file)
         others = itertools.chain.from_iterable(iter(lines.grow, None))
@@ -2462,13 +2655,16 @@ def recover(path):
         check_version(session)
         for i, event in others:
             view.take(event)
+            if event.get("ev") == "join" and event.get("back") is True:
+                back.add(event["n"])
         first = max(1, bisect.bisect_left(lines.offsets, lines.end - HISTORY_BYTES))
         file.seek(lines.offsets[first] if first < len(lines) else lines.end)
         tail = file.read(lines.end - file.tell()).split(b"\n")[:-1]
     events = [(line + b"\n", event) for line, event in zip(tail, map(event_of, tail))
               if event and "ev" in event and COUNT.fits(event.get("n"))]
     last = events[-1][1] if events else {"n": lines.numbers[-1], "t": lines.moments[-1]}
-    return session, last["n"], last["t"], view.people, b"".join([line for line, event in events]), lines.end
+    people = [(who, seat, seat in back) for who, seat in view.people.items()]
+    return session, last["n"], last["t"], people, b"".join([line for line, event in events]), lines.end
 
 
 def open_room(name, log, history, max_people):
@@ -2478,6 +2674,7 @@ def open_room(name, log, history, max_people):
         return room
     if not os.path.exists(log) or not os.path.getsize(log):
         room.fanout.recording = new_recording(log, room.log.session_line)
+        room.secrets.keep()
         return room
     try:
         session, n, t, people, tail, size = recover(log)
@@ -2485,8 +2682,11 @@ def open_room(name, log, history, max_people):
         raise ChatError(f"cannot read {log}: {error.strerror}") from None
     room.log.resume(session, n, t, tail)
     room.fanout.recording = Recording(log, room.log.session_line, size)
-    for who in people:  # the server died with them inside
-        room.ask(room.host, {"do": "gone", "who": who})
+    room.secrets = Secrets(session["id"])
+    known = room.secrets.keep()
+    room.secrets.begin_run(n)
+    for who, seat, back in people:  # the server died with them inside
+        room.ask(room.host, {"do": "gone", "who": who, "seat": seat, "back": back and known})
     room.flush()
     return room
 

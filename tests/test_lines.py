@@ -161,7 +161,7 @@ def test_encode_welcome_gives_what_encode_gives(people, id, recorded):
     expected = chat.encode({"re": "welcome", "t": 7.5, "you": "юля", "n": 3, "people": people,
                             "recorded": recorded, "id": id})
     quoted = ",".join(map(chat.quote, people))
-    assert chat.encode_welcome(7.5, chat.quote("юля"), 3, quoted, id, bool(recorded)) == expected
+    assert chat.encode_welcome(7.5, chat.quote("юля"), 3, quoted, {"recorded": recorded, "id": id}) == expected
 
 
 @pytest.mark.parametrize("sample", [*EVENTS.values()], ids=word_of)
