@@ -2866,11 +2866,12 @@ class Console:
         self.screen.show(help_lines(CONSOLE_COMMANDS))
 
     def _who(self):
-        people = list(self.room.people.values())
+        with self.room.lock:
+            people, now = list(self.room.people.values()), self.room.log.seconds()
         self.say_here(f"{len(people)} here")
         for member in people:
-            self.screen.show([[(name_style(member.name), f"   {clean_row(member.name)}"),
-                               ("time", f" from {member.address}")]])
+            where = f" from {member.address}" if member.away is None else f" (no link for {now - member.away:.0f} s)"
+            self.screen.show([[(name_style(member.name), f"   {clean_row(member.name)}"), ("time", where)]])
 
     def _kick(self, name, reason="the host removed you"):
         self.ask("kick", to=name, text=reason)
