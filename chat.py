@@ -1226,9 +1226,10 @@ class Kept:
     # Each bears a number k, and whoever comes back tells the newest that they have had. What is too much is let go,
     # the oldest first: while a link stands, those have come long ago; without one, no more is taken.
 
-    __slots__ = "last", "lines", "size"
+    __slots__ = "sure", "last", "lines", "size"
 
     def __init__(self):
+        self.sure = False  # whether they have answered the welcome, and so have the token
         self.last, self.lines, self.size = 0, [], 0  # the newest k; (k, line, seat of who told it)
 
     def add(self, fields, teller=None):
@@ -1735,6 +1736,7 @@ def _decide_who(room, member, request):
 
 def _decide_ping(room, member, request):
     if member.back:
+        member.kept.sure = True
         member.kept.let_go(request.get("had", 0))
     room.post(member, {"re": "pong", "t": room.log.seconds(), "id": request.get("id")})
 
@@ -1749,7 +1751,7 @@ def _decide_leave(room, member, request):
 
 def _decide_lose(room, member, request):
     # A link is lost. Who can come back keeps the seat for a while, as if nothing had happened.
-    if not member.back:
+    if not (member.back and member.kept.sure):
         room.part(member, request["why"], request.get("text"))
     elif member.away is None:
         member.away = room.log.seconds()
@@ -1765,6 +1767,7 @@ def _decide_gone(room, host, request):
     member, name = Member(None), request["who"]
     member.name, member.quoted, member.key, member.seat = name, quote(name), name_key(name), request["seat"]
     member.back, member.kept, member.away = True, Kept(), room.log.seconds()
+    member.kept.sure = True
     room.people[member.key] = room.seats[member.seat] = room.held[member.seat] = member
 
 
@@ -3254,6 +3257,7 @@ class Link:
         """Enter the room, under a name that `choose_name` chooses, if it is given, where this one is refused."""
         batches, opening = self._enter(name, choose_name)
         self._settle()
+        self.connection.send("ping")  # which tells that the welcome has come
         self.receiver = threading.Thread(target=self._live, args=(batches, opening), name="receiver", daemon=True)
         self.receiver.start()
 
