@@ -3305,7 +3305,7 @@ class Link:
                 self.progress.missing = 0
             self.person.take(news)
             self.connection.had = self.progress.had
-            if any(event.get("re") == "pong" and event.get("id") == self.mark for line, event in news):
+            if self.mark and any(event.get("re") == "pong" and event.get("id") == self.mark for line, event in news):
                 self._settle()
             if busy > before - 2 * GATHER_SECONDS:
                 time.sleep(GATHER_SECONDS)  # what comes so fast is cheaper taken many at a time
