@@ -135,9 +135,12 @@ SAMPLES = {"demo": ("sample-lab.jsonl", "a lab on sockets, in Russian"),  # sess
            "demo-en": ("sample-class.jsonl", "a class in three parts, in English")}
 LISTED_SEATS = 30  # in an error message, which is to be one sentence
 LISTED_BYTES = 8 << 20  # of a recording that is read whole to be listed: a fraction of a second
+LAST_N, LAST_T = 1 << 52, 9e10  # of a session that may go on: half of the numbers that fit, and nearly all seconds
 OPENING_LINES = 100  # of a file, among which its session line must be
 RETRY_SECONDS = 1.0  # between attempts to record again
 BACKLOG_BYTES = 1 << 20  # of lines kept for the recording while it fails: minutes of talk
+SYNC_SECONDS = 1.0  # until what is recorded survives a power cut, too
+STALL_SECONDS = 0.1  # a write that takes longer is that of a disk that stalls
 
 CONSOLE_LINES = 100  # shown per batch; the rest of a flood is counted
 CONSOLE_SECONDS = 0.1  # between batches
@@ -634,88 +637,184 @@ def _lock_file(descriptor):
             raise ChatError("another server is recording into this file") from None
 
 
+def _sync_file(descriptor):
+    # Apple's fsync stops at the drive's own memory; what goes on to the medium is another call, which not every
+    # file system knows. Where a file cannot be synced at all, it is as complete as it gets.
+    if hasattr(fcntl, "F_FULLFSYNC"):
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+            return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+            raise
+
+
+def reason_of(error):
+    """What the system calls this error, else its type: never what it was about, which may be somebody's words."""
+    return getattr(error, "strerror", None) or type(error).__name__
+
+
 class Recording:
     """The one writer of a session file: it holds whole lines at every moment, even on a full disk."""
 
     # Nobody is shown a line before it is here, so writing is part of every round, and a failure must cost no more
-    # than a moment: what could not be written is kept, up to a limit, and tried again each second. What had to
-    # be let go shows as a jump in n. A file that somebody removes is another matter: it is said to be gone, and
-    # closed, which is what gives the disk its space back; nobody is put off with one that nobody will find.
+    # than a moment: what could not be written is kept, up to a limit, and tried again each second, as much of it as
+    # fits. What had to be let go shows as a jump in n.
     #
-    # Called only by the holder of the baton, or by a client's one receiver thread.
+    # A file that somebody removes is said to be gone, and closed, which is what gives the disk its space back; nobody
+    # is put off with one that nobody will find. A file that somebody else writes into, cuts or empties is theirs, too:
+    # that is told, once, nothing of it is overwritten or taken away, and the recording goes on behind it, on a line of
+    # its own and after its head if nothing else is there.
+    #
+    # `write` and `close` are called only by the holder of the baton, or by a client's one receiver thread. A thread of
+    # its own waits until the disk has made lines last, which may take seconds, and alone closes the file.
 
-    def __init__(self, path, head=b"", size=None):
-        self.path, self.size = path, size or 0
-        self.backlog, self.failing, self.retry_at = collections.deque(), False, 0.0
-        self.gone = False
+    def __init__(self, path, head=b"", new=True):
+        self.path, self.head = path, head
+        self.backlog = collections.deque()  # what is not in the file yet
+        self.failing, self.retry_at = False, 0.0
+        self.stalled = float("-inf")  # when a write that took long was over, the last time
+        self.gone = self.shared = self.closed = False
+        self.called, self.unsynced = threading.Event(), None  # to sync now; what is to be told about that
+        self.wake = lambda: None  # called when there is something to tell, though nobody writes
+        self.thread = threading.Thread(target=self._keep_synced, name="sync", daemon=True)
         try:
-            flags = (os.O_EXCL | os.O_CREAT if size is None else 0) | os.O_RDWR | os.O_APPEND
-            self.descriptor = os.open(path, flags | getattr(os, "O_BINARY", 0), 0o600)
-            _lock_file(self.descriptor)
-            self._set_aside_torn()
-            if not self.size:
-                self._append(head)
+            with contextlib.ExitStack() as undo:
+                flags = os.O_CREAT | os.O_RDWR | os.O_APPEND | getattr(os, "O_BINARY", 0)
+                self.descriptor = os.open(path, flags | (os.O_EXCL if new else 0), 0o600)
+                undo.callback(os.close, self.descriptor)
+                _lock_file(self.descriptor)
+                self.size = self.end = os.fstat(self.descriptor).st_size  # of whole lines; with what is half written
+                if not self.size:
+                    self._append(head)
+                self.thread.start()
+                undo.pop_all()
         except FileExistsError:
             raise ChatError(f"{path} exists already; choose another name") from None
-        except OSError as error:
-            raise ChatError(f"cannot record into {path}: {error.strerror}") from None
+        except (OSError, RuntimeError) as error:
+            raise ChatError(f"cannot record into {path}: {reason_of(error)}") from None
 
-    def _set_aside_torn(self):
-        # What a server that died could not finish writing is no line, but may be somebody's words.
-        torn = os.fstat(self.descriptor).st_size - self.size
-        if torn:
-            os.lseek(self.descriptor, self.size, os.SEEK_SET)
-            with open(self.path + ".torn", "ab") as aside:
-                aside.write(os.read(self.descriptor, torn))
-            os.ftruncate(self.descriptor, self.size)
+    def go_on(self, size, head):
+        """Go on behind so many bytes of whole lines, in a file that had this head."""
+        # What a server that died could not finish writing is no line, but may be somebody's words. There may be more of
+        # it than memory should hold.
+        if os.fstat(self.descriptor).st_size > size:
+            os.lseek(self.descriptor, size, os.SEEK_SET)
+            with open(self.path + ".torn", "ab", opener=lambda path, flags: os.open(path, flags, 0o600)) as aside:
+                for piece in iter(lambda: os.read(self.descriptor, INDEX_BYTES), b""):
+                    aside.write(piece)
+                aside.flush()
+                _sync_file(aside.fileno())
+            os.ftruncate(self.descriptor, size)
+        self.head, self.size, self.end = head, size, size
 
     def _append(self, data):
+        # As much as the disk takes, in whole lines; half a one is taken back, at once or by the next attempt.
         done = 0
         try:
             while done < len(data):
                 done += os.write(self.descriptor, data[done:] if done else data)
-        except OSError:
-            with contextlib.suppress(OSError):  # then the next attempt cuts it
-                os.ftruncate(self.descriptor, self.size)
+        except Exception:
+            whole = data.rfind(b"\n", 0, done) + 1
+            self.size, self.end = self.size + whole, self.end + done
+            self.backlog = collections.deque([data[whole:]])
+            with contextlib.suppress(OSError):
+                self._take_back()
             raise
-        self.size += done
+        self.size, self.end = self.size + done, self.end + done
+        self.backlog.clear()
+
+    def _take_back(self):
+        if self.end > self.size:
+            os.ftruncate(self.descriptor, self.size)
+            self.end = self.size
+
+    def _look(self):
+        # Whether the file is still as we left it; returns what is to be told about that.
+        found = os.fstat(self.descriptor)
+        self.gone = not found.st_nlink
+        if self.gone:
+            return "the file of the recording is gone, and nothing is recorded any more"
+        if found.st_size == self.end:
+            return self._take_back()
+        self.size = self.end = found.st_size
+        os.lseek(self.descriptor, max(0, self.end - 1), os.SEEK_SET)
+        last = os.read(self.descriptor, 1)
+        if last != b"\n":
+            self.backlog.appendleft(b"\n" if last else self.head)
+        told, self.shared = self.shared, True
+        return None if told else "somebody else changed the file of the recording, which goes on behind what is there"
 
     def write(self, lines):
-        """Append whole lines; returns a sentence when recording begins to fail, works again or is over."""
-        now = time.monotonic()
-        if self.failing and now < self.retry_at:
-            return self._keep(lines)
-        try:
-            self.gone = not os.fstat(self.descriptor).st_nlink
-            if self.gone:
-                return "the file of the recording is gone, and nothing is recorded any more"
-            if self.failing:
-                os.ftruncate(self.descriptor, self.size)
-            self._append(b"".join([*self.backlog, lines]))
-        except OSError as error:
-            self._keep(lines)
-            self.retry_at, was, self.failing = now + RETRY_SECONDS, self.failing, True
-            return None if was else f"recording failed ({error.strerror}); it is tried again each second"
-        if not self.failing:
-            return None
-        self.backlog.clear()
-        self.failing = False
-        return "recording works again"
-
-    def _keep(self, lines):
+        """Append whole lines; returns a sentence when recording begins to fail, works again, is over or not alone."""
+        began, was, news = time.monotonic(), self.failing, []
         if lines:
             self.backlog.append(lines)
-        while sum(map(len, self.backlog)) > BACKLOG_BYTES:
-            self.backlog.popleft()
+        if self.closed or was and began < self.retry_at:
+            return self._let_go()
+        try:
+            news.append(self._look())
+            if not self.gone:
+                self._append(self.backlog[0] if len(self.backlog) == 1 else b"".join(self.backlog))
+                self.failing = False
+                news.append("recording works again" if was else None)
+        except Exception as error:  # whatever it is, it must not keep the lines from those who wait for them
+            self.failing = True
+            news.append(None if was else f"recording failed ({reason_of(error)}); it is tried again each second")
+            self._let_go()
+        now = time.monotonic()
+        self.retry_at, self.stalled = now + RETRY_SECONDS, now if now - began > STALL_SECONDS else self.stalled
+        if b'{"ev":"mark"' in lines:
+            self.called.set()
+        news.append(self.unsynced)
+        self.unsynced = None
+        return "; ".join(filter(None, news)) or None
+
+    def _let_go(self):
+        # Of the oldest lines, as many as are too many.
+        excess = sum(map(len, self.backlog)) - BACKLOG_BYTES
+        while excess > 0:
+            oldest = self.backlog.popleft()
+            kept = oldest[oldest.find(b"\n", excess - 1) + 1:] if excess < len(oldest) else b""
+            excess -= len(oldest) - len(kept)
+            if kept:
+                self.backlog.appendleft(kept)
+
+    def lost(self):
+        """How many lines are not in the file."""
+        return sum(lines.count(b"\n") for lines in list(self.backlog))
+
+    def _keep_synced(self):
+        synced, failing, over = 0, False, False
+        while not over:
+            self.called.wait(SYNC_SECONDS)
+            self.called.clear()
+            over, before, synced = self.closed, synced, self.end
+            if synced != before and not self.gone:
+                failing = self._sync(failing)
+        os.close(self.descriptor)
+
+    def _sync(self, failing):
+        # Never tried again for the same lines: after one failure a system may forget them, and call that success.
+        try:
+            _sync_file(self.descriptor)
+        except Exception as error:
+            if not failing:
+                self.unsynced = f"what was recorded last may not survive a power cut ({reason_of(error)})"
+                self.wake()
+            return True
+        return False
 
     def close(self):
-        """Write what still can be, make it last, and close."""
+        """Write what still can be, and have it made last and closed, which is waited for if it does not take long."""
         if self.failing and not self.gone:
             self.retry_at = 0.0
             self.write(b"")
-        with contextlib.suppress(OSError):  # a file that cannot be synced is still as complete as it gets
-            os.fsync(self.descriptor)
-        os.close(self.descriptor)
+        self.closed = True
+        self.called.set()
+        self.thread.join(SYNC_SECONDS)
 
 
 def remark(t, text):
@@ -1130,6 +1229,13 @@ class Fanout:
         member.lag = Lag(chunk, *pieces)
         self.lagging[member] = None
 
+    def record_into(self, recording):
+        """Write the log into this recording from here on, or into none; returns the one before."""
+        before, self.recording = self.recording, recording
+        if recording:
+            recording.wake = lambda: self.wake()  # which is another function when there is a caretaker
+        return before
+
     def _record(self, data):
         recording = self.recording
         trouble = recording.write(data) if recording else None
@@ -1239,7 +1345,7 @@ class Fanout:
             del self.farewells[member]
             self._break(member)
         dues = [min(self.farewells.values()) - now] if self.farewells else []
-        if self.recording and self.recording.failing:
+        if self.recording and (self.recording.failing or self.recording.unsynced):
             self._record(b"")
             dues.append(RETRY_SECONDS)
         return min(dues) if dues else None
@@ -1308,10 +1414,15 @@ class Room:
 
     def record(self, recording):
         """Begin or, with None, stop to write the log into a file, and tell everyone."""
-        with self.fanout.baton:  # its holder alone writes
-            before, self.fanout.recording = self.fanout.recording, recording
-            if before:
-                before.close()
+        # Its holder alone writes. This may be the main thread, which has signals to hear, so it does not wait for ever.
+        if not self.fanout.baton.acquire(timeout=SYNC_SECONDS):
+            if recording:
+                recording.close()
+            raise ChatError("the disk of the recording does not answer at the moment; try again")
+        before = self.fanout.record_into(recording)
+        self.fanout.baton.release()
+        if before:
+            before.close()
         # Only from here on: what was said before was said by people who had not been told.
         text = "this session is recorded from here on" if recording else "this session is no longer recorded"
         self.ask(self.host, {"do": "notice", "text": text, "recorded": bool(recording)})
@@ -2345,9 +2456,17 @@ class Server:
 
 
 def new_recording(path, head):
-    """A recording into a new file, or into an empty one that is there."""
+    """A recording into a new file, in a folder that is made for it."""
     make_folder(path)
-    return Recording(path, head, 0 if os.path.exists(path) and not os.path.getsize(path) else None)
+    return Recording(path, head)
+
+
+def _encode_again(event):
+    # Another program may have saved the file, in its own way; what is sent looks as if it had been written here.
+    try:
+        return encode(event)
+    except ValueError:  # a field that nobody knows holds what is no text or no number
+        return b""
 
 
 def recover(path):
@@ -2367,10 +2486,11 @@ def recover(path):
         first = max(1, bisect.bisect_left(lines.offsets, lines.end - HISTORY_BYTES))
         file.seek(lines.offsets[first] if first < len(lines) else lines.end)
         tail = file.read(lines.end - file.tell()).split(b"\n")[:-1]
-    events = [(line + b"\n", event) for line, event in zip(tail, map(event_of, tail))
-              if event and "ev" in event and COUNT.fits(event.get("n"))]
-    last = events[-1][1] if events else {"n": lines.numbers[-1], "t": lines.moments[-1]}
-    return session, last["n"], last["t"], view.people, b"".join([line for line, event in events]), lines.end
+    events = [event for event in map(event_of, tail) if event and "ev" in event and COUNT.fits(event.get("n"))]
+    last = events[-1] if events else {"n": lines.numbers[-1], "t": lines.moments[-1]}
+    if last["n"] > LAST_N or last["t"] > LAST_T:
+        raise ChatError(f"the numbers in {path} are too high to go on from; choose another name")
+    return session, last["n"], last["t"], view.people, b"".join(map(_encode_again, events)), lines.end
 
 
 def open_room(name, log, history, max_people):
@@ -2378,15 +2498,16 @@ def open_room(name, log, history, max_people):
     room = Room(name, history, max_people)
     if log is None:
         return room
-    if not os.path.exists(log) or not os.path.getsize(log):
-        room.fanout.recording = new_recording(log, room.log.session_line)
-        return room
-    try:
+    make_folder(log)
+    recording = Recording(log, room.log.session_line, new=False)
+    try:  # nobody else writes to it from here on; a file that was empty has its head by now, and is read like any other
         session, n, t, people, tail, size = recover(log)
-    except OSError as error:
-        raise ChatError(f"cannot read {log}: {error.strerror}") from None
-    room.log.resume(session, n, t, tail)
-    room.fanout.recording = Recording(log, room.log.session_line, size)
+        room.log.resume(session, n, t, tail)
+        recording.go_on(size, room.log.session_line)
+    except (ChatError, OSError) as error:
+        recording.close()
+        raise error if type(error) is ChatError else ChatError(f"cannot go on in {log}: {error.strerror}") from None
+    room.fanout.record_into(recording)
     for who in people:  # the server died with them inside
         room.ask(room.host, {"do": "gone", "who": who})
     room.flush()
