@@ -28,7 +28,8 @@ The rules of the house:
     1. A section names only what stands above it.
     2. The lock guards log and people, and is never held over a disk, a socket, a terminal, a sleep.
     3. The baton goes to one thread at a time. Its holder alone writes the recording and sends on or
-       closes a member's socket. Readers only try for it; nobody takes it while holding the lock.
+       closes a member's socket. Readers only try for it, and wait for it only before they say more
+       than memory should hold; nobody takes it while holding the lock.
     4. A socket has one reader thread, and only that thread receives from it.
     5. Only the log gives events their number and time, and only `decide` lets it. Input is checked once, at
        the door; inside everything is trusted.
@@ -105,6 +106,8 @@ HISTORY_STRETCH = 10  # ... looking at most so many times as many events back
 HISTORY_BYTES = 256 << 10  # ... and so much, since everybody who comes is sent it; less than KEEP_BYTES
 KEEP_BYTES = 1 << 20  # of the log kept in memory, for newcomers and the console
 LAG_BYTES = 8 << 20  # what may wait for one member; more means that it has stopped reading
+PENDING_BYTES = 1 << 20  # what may wait for the next round, as it does while a disk stalls
+PARDON_SECONDS = 60.0  # after that, in which twice as much may wait for a member: nobody could be sent anything
 FAREWELL_SECONDS = 5.0  # for what a leaving member is still to be sent
 ENDING_SECONDS = 1.4  # the same when the whole room ends: within two seconds all is over
 ROUNDS = 50  # that one reader may carry out in a row, before its own socket waits too long
@@ -113,6 +116,7 @@ HELLO_SECONDS = 30.0  # to say who one is; a thread waits for it
 READ_BYTES = 1024, 64 << 10  # recv takes the first even while it waits; it grows while it is filled
 IDLE_SECONDS = 2e6  # three weeks: the longest time-out that every system can count
 
+AGAIN_SECONDS = 0.05  # between attempts of the caretaker
 CROWD = 300  # times a second that somebody has something new: by RATE, that many talk, or arrive, at once
 CROWD_SECONDS = 0.1  # between two looks at that
 RATE = 50  # requests per second and person: nobody types so fast, scripts may
@@ -142,6 +146,7 @@ BACKLOG_BYTES = 1 << 20  # of lines kept for the recording while it fails: minut
 SYNC_SECONDS = 1.0  # until what is recorded survives a power cut, too
 STALL_SECONDS = 0.1  # a write that takes longer is that of a disk that stalls
 
+FAULT_SECONDS = 1.0  # between two lines on the console about what went wrong in this program
 CONSOLE_LINES = 100  # shown per batch; the rest of a flood is counted
 CONSOLE_SECONDS = 0.1  # between batches
 SCREEN_SECONDS = 0.04  # between batches above an input line: fewer are choppy, more cost keys
@@ -637,20 +642,6 @@ def _lock_file(descriptor):
             raise ChatError("another server is recording into this file") from None
 
 
-def _sync_file(descriptor):
-    # Apple's fsync stops at the drive's own memory; what goes on to the medium is another call, which not every
-    # file system knows. Where a file cannot be synced at all, it is as complete as it gets.
-    if hasattr(fcntl, "F_FULLFSYNC"):
-        with contextlib.suppress(OSError):
-            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
-            return
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
-            raise
-
-
 def reason_of(error):
     """What the system calls this error, else its type: never what it was about, which may be somebody's words."""
     return getattr(error, "strerror", None) or type(error).__name__
@@ -673,12 +664,11 @@ class Recording:
 
     def __init__(self, path, head=b"", new=True):
         self.path, self.head = path, head
-        self.backlog = collections.deque()  # what is not in the file yet
+        self.backlog = b""  # what is not in the file yet
         self.failing, self.retry_at = False, 0.0
-        self.stalled = float("-inf")  # when a write that took long was over, the last time
+        self.stalled = float("-inf")  # when the last write was over that took long
         self.gone = self.shared = self.closed = False
         self.called, self.unsynced = threading.Event(), None  # to sync now; what is to be told about that
-        self.wake = lambda: None  # called when there is something to tell, though nobody writes
         self.thread = threading.Thread(target=self._keep_synced, name="sync", daemon=True)
         try:
             with contextlib.ExitStack() as undo:
@@ -688,7 +678,8 @@ class Recording:
                 _lock_file(self.descriptor)
                 self.size = self.end = os.fstat(self.descriptor).st_size  # of whole lines; with what is half written
                 if not self.size:
-                    self._append(head)
+                    self.backlog = head
+                    self._append()
                 self.thread.start()
                 undo.pop_all()
         except FileExistsError:
@@ -706,25 +697,22 @@ class Recording:
                 for piece in iter(lambda: os.read(self.descriptor, INDEX_BYTES), b""):
                     aside.write(piece)
                 aside.flush()
-                _sync_file(aside.fileno())
+                os.fsync(aside.fileno())
             os.ftruncate(self.descriptor, size)
         self.head, self.size, self.end = head, size, size
 
-    def _append(self, data):
+    def _append(self):
         # As much as the disk takes, in whole lines; half a one is taken back, at once or by the next attempt.
-        done = 0
+        data, done = self.backlog, 0
         try:
             while done < len(data):
                 done += os.write(self.descriptor, data[done:] if done else data)
-        except Exception:
-            whole = data.rfind(b"\n", 0, done) + 1
-            self.size, self.end = self.size + whole, self.end + done
-            self.backlog = collections.deque([data[whole:]])
-            with contextlib.suppress(OSError):
-                self._take_back()
-            raise
-        self.size, self.end = self.size + done, self.end + done
-        self.backlog.clear()
+        finally:
+            whole = done if done == len(data) else data.rfind(b"\n", 0, done) + 1
+            self.size, self.end, self.backlog = self.size + whole, self.end + done, data[whole:]
+            if whole < done:
+                with contextlib.suppress(OSError):
+                    self._take_back()
 
     def _take_back(self):
         if self.end > self.size:
@@ -743,21 +731,20 @@ class Recording:
         os.lseek(self.descriptor, max(0, self.end - 1), os.SEEK_SET)
         last = os.read(self.descriptor, 1)
         if last != b"\n":
-            self.backlog.appendleft(b"\n" if last else self.head)
+            self.backlog = (b"\n" if last else self.head) + self.backlog
         told, self.shared = self.shared, True
         return None if told else "somebody else changed the file of the recording, which goes on behind what is there"
 
     def write(self, lines):
         """Append whole lines; returns a sentence when recording begins to fail, works again, is over or not alone."""
         began, was, news = time.monotonic(), self.failing, []
-        if lines:
-            self.backlog.append(lines)
+        self.backlog += lines
         if self.closed or was and began < self.retry_at:
             return self._let_go()
         try:
             news.append(self._look())
             if not self.gone:
-                self._append(self.backlog[0] if len(self.backlog) == 1 else b"".join(self.backlog))
+                self._append()
                 self.failing = False
                 news.append("recording works again" if was else None)
         except Exception as error:  # whatever it is, it must not keep the lines from those who wait for them
@@ -773,39 +760,27 @@ class Recording:
         return "; ".join(filter(None, news)) or None
 
     def _let_go(self):
-        # Of the oldest lines, as many as are too many.
-        excess = sum(map(len, self.backlog)) - BACKLOG_BYTES
-        while excess > 0:
-            oldest = self.backlog.popleft()
-            kept = oldest[oldest.find(b"\n", excess - 1) + 1:] if excess < len(oldest) else b""
-            excess -= len(oldest) - len(kept)
-            if kept:
-                self.backlog.appendleft(kept)
-
-    def lost(self):
-        """How many lines are not in the file."""
-        return sum(lines.count(b"\n") for lines in list(self.backlog))
+        excess = len(self.backlog) - BACKLOG_BYTES
+        if excess > 0:  # of the oldest lines, as many as are too many
+            self.backlog = self.backlog[self.backlog.find(b"\n", excess - 1) + 1:]
 
     def _keep_synced(self):
         synced, failing, over = 0, False, False
         while not over:
             self.called.wait(SYNC_SECONDS)
             self.called.clear()
-            over, before, synced = self.closed, synced, self.end
-            if synced != before and not self.gone:
-                failing = self._sync(failing)
+            over = self.closed
+            if synced == self.end or self.gone:
+                continue
+            synced, before = self.end, failing
+            try:
+                os.fsync(self.descriptor)
+                failing = False
+            except Exception as error:  # after which a system may forget these lines, and call the next try a success
+                failing = True
+                if not before:
+                    self.unsynced = f"what was recorded last may not survive a power cut ({reason_of(error)})"
         os.close(self.descriptor)
-
-    def _sync(self, failing):
-        # Never tried again for the same lines: after one failure a system may forget them, and call that success.
-        try:
-            _sync_file(self.descriptor)
-        except Exception as error:
-            if not failing:
-                self.unsynced = f"what was recorded last may not survive a power cut ({reason_of(error)})"
-                self.wake()
-            return True
-        return False
 
     def close(self):
         """Write what still can be, and have it made last and closed, which is waited for if it does not take long."""
@@ -1146,6 +1121,27 @@ class Work(collections.namedtuple("Work", "coming parting letters gone")):
     # None for where it is, its last line); (member, a line for it alone, after all that is in the log by now);
     # members that have left and whose reader is gone.
 
+    def size(self):
+        """How many bytes it holds, about."""
+        return sum(len(line) for _, line, *_ in self.letters + self.coming)
+
+
+class Bell(threading.Event):
+    """What wakes the console: something was said, or something went wrong, of which nobody else is told."""
+
+    def __init__(self):
+        super().__init__()
+        self.faults, self.told = collections.deque(), float("-inf")
+
+    def fail(self, error):
+        """Have the host told what kind of thing went wrong, nothing of what it was about, and not too often."""
+        now = time.monotonic()
+        if now - self.told >= FAULT_SECONDS:
+            self.told = now
+            self.faults.append(f"something went wrong ({type(error).__name__}): it cost one connection or one line, "
+                               "and the rest goes on")
+            self.set()
+
 
 class Fanout:
     """Carries what is new in the log to everyone, round by round."""
@@ -1159,7 +1155,7 @@ class Fanout:
     def __init__(self, lock, log, ask):
         self.lock, self.log, self.ask = lock, log, ask
         self.wake = lambda: None  # calls the caretaker, if there is one
-        self.spoken = threading.Event()  # set after each round with something new, for the console
+        self.spoken = Bell()  # set after each round with something new, for the console
         self.baton = threading.Lock()
         # Under the lock:
         self.work = Work([], [], [], [])
@@ -1189,35 +1185,54 @@ class Fanout:
                 return
             try:
                 self._round()
+            except Exception as error:  # before anything was taken on: there was no memory for the chunk
+                self.spoken.fail(error)
+                time.sleep(PAUSE_SECONDS)
             finally:
                 self.baton.release()
         if self.unsent:
             self.wake()  # a reader has a socket of its own to read; the caretaker goes on
 
+    def spare(self, member, step, *arguments):
+        """Take a step that is about one member, or none, so that whatever it raises costs nobody else anything."""
+        # For in a round that stopped halfway, those whom it had not come to would be in step, with a gap.
+        try:
+            step(*arguments)
+        except Exception as error:
+            self.spoken.fail(error)
+            with contextlib.suppress(Exception):  # its reader, or its next turn, sees to the rest
+                if member:
+                    self._break(member)
+
     def _round(self):
         with self.lock:
-            self.unsent = False
             before, chunk = self.log.tail, self.log.seal()
-            work, self.work = self.work, Work([], [], [], [])
+            work, self.work, self.unsent = self.work, Work([], [], [], []), False
         for member, welcome, place in work.coming:
-            self._welcome(member, welcome, place)
+            self.spare(member, self._welcome, member, welcome, place)
         if chunk:
-            self._record(chunk.data)
+            self.spare(None, self._record, chunk.data)
         for member, place, last in work.parting:
-            self._part(member, before, place, last)
+            self.spare(member, self._part, member, before, place, last)
         if chunk:
             self._fan_out(chunk)
         for member, letter in work.letters:
-            self._post(member, letter)
+            self.spare(member, self._post, member, letter)
         for member, *_ in work.coming + work.parting:
-            self.push(member)
+            self.spare(member, self.push, member)
         for member in work.gone:
-            self._bury(member)
-        for member in [member for member in self.lagging if member.lag.size(self.log.tail.end) > LAG_BYTES]:
-            self.ask(member, {"do": "leave", "why": "slow",
-                              "text": "you were too slow to take what was said here, and were cut"})
+            self.spare(member, self._bury, member)
+        if self.lagging:
+            self._cut_slow()
         if chunk:
             self.spoken.set()
+
+    def _cut_slow(self):
+        pardoned = self.recording and time.monotonic() - self.recording.stalled < PARDON_SECONDS
+        end, most = self.log.tail.end, LAG_BYTES * (2 if pardoned else 1)
+        for member in [member for member in self.lagging if member.lag.size(end) > most]:
+            self.spare(member, self.ask, member, {
+                "do": "leave", "why": "slow", "text": "you were too slow to take what was said here, and were cut"})
 
     def _welcome(self, member, welcome, place):
         # The chain is left where the history begins; only a round's beginning changes what is kept of it.
@@ -1229,13 +1244,6 @@ class Fanout:
         member.lag = Lag(chunk, *pieces)
         self.lagging[member] = None
 
-    def record_into(self, recording):
-        """Write the log into this recording from here on, or into none; returns the one before."""
-        before, self.recording = self.recording, recording
-        if recording:
-            recording.wake = lambda: self.wake()  # which is another function when there is a caretaker
-        return before
-
     def _record(self, data):
         recording = self.recording
         trouble = recording.write(data) if recording else None
@@ -1244,7 +1252,6 @@ class Fanout:
             self.recording = None
         if trouble:
             self.ask(None, {"do": "notice", "text": trouble, "recorded": False if recording.gone else None})
-            self.wake()  # the caretaker tries again, even if nobody says anything
 
     def _part(self, member, before, place, last):
         if member in self.instep:
@@ -1268,14 +1275,20 @@ class Fanout:
                 sent = 0
             except OSError:
                 sent = -1
+            except Exception as error:
+                sent = -1
+                self.spoken.fail(error)
             if sent != size:
                 late.append((member, sent))
         for member, sent in late:
-            if sent < 0:
-                self._break(member)
-            else:
-                self._start_lag(member, chunk, memoryview(data)[sent:])
-                self._watch(member)
+            self.spare(member, self._fall_behind, member, chunk, sent)
+
+    def _fall_behind(self, member, chunk, sent):
+        if sent < 0:
+            self._break(member)
+        else:
+            self._start_lag(member, chunk, memoryview(chunk.data)[sent:])
+            self._watch(member)
 
     def _post(self, member, letter):
         if member.lag:
@@ -1316,11 +1329,11 @@ class Fanout:
         self.instep.pop(member, None)
         self.lagging.pop(member, None)
         member.lag = None
-        self.ask(member, {"do": "leave", "why": "lost"})
         if member.reader_gone:
             self._bury(member)
         else:
             self._shut(member, socket.SHUT_RDWR)  # wakes its reader, who sees to the rest
+        self.ask(member, {"do": "leave", "why": "lost"})
 
     def _shut(self, member, how):
         with contextlib.suppress(OSError):  # the other side may have been faster
@@ -1343,10 +1356,11 @@ class Fanout:
         now = time.monotonic()
         for member in [member for member, until in self.farewells.items() if until <= now]:
             del self.farewells[member]
-            self._break(member)
+            self.spare(member, self._break, member)
         dues = [min(self.farewells.values()) - now] if self.farewells else []
-        if self.recording and (self.recording.failing or self.recording.unsynced):
-            self._record(b"")
+        if self.recording:
+            if self.recording.failing or self.recording.unsynced:
+                self.spare(None, self._record, b"")
             dues.append(RETRY_SECONDS)
         return min(dues) if dues else None
 
@@ -1370,7 +1384,7 @@ class Room:
         self.lock = threading.Lock()
         self.log = Log(name)
         self.fanout = Fanout(self.lock, self.log, self.ask)
-        self.flush = self.fanout.flush
+        self.flush, self.fail = self.fanout.flush, self.fanout.spoken.fail
         self.people = {}  # name key: member, in the order of their coming
         self.host = Member(None)  # speaks and acts, but is not among the people
         self.host.name, self.host.quoted = "server", quote("server")
@@ -1414,12 +1428,9 @@ class Room:
 
     def record(self, recording):
         """Begin or, with None, stop to write the log into a file, and tell everyone."""
-        # Its holder alone writes. This may be the main thread, which has signals to hear, so it does not wait for ever.
-        if not self.fanout.baton.acquire(timeout=SYNC_SECONDS):
-            if recording:
-                recording.close()
-            raise ChatError("the disk of the recording does not answer at the moment; try again")
-        before = self.fanout.record_into(recording)
+        if not self.fanout.baton.acquire(timeout=SYNC_SECONDS):  # its holder alone writes; not for ever, since the
+            raise ChatError("the disk of the recording does not answer")  # main thread has signals to hear
+        before, self.fanout.recording = self.fanout.recording, recording
         self.fanout.baton.release()
         if before:
             before.close()
@@ -1462,11 +1473,10 @@ class Room:
 
     def part(self, member, why, text=None, id=None):
         """Take a member out of the room; one who was removed is told the reason as its last line."""
-        place, last = self.log.end, self.log.append("leave", who=member.name, why=why, text=text, id=id)
+        reason = encode(self.error(ChatError(text, why))) if why in ("slow", "kicked") else b""
+        place, last = self.log.end, self.log.append("leave", who=member.name, why=why, text=text, id=id) + reason
         if why == "slow":
-            place, last = None, b""
-        if why in ("slow", "kicked"):
-            last += encode(self.error(ChatError(text, why)))
+            place, last = None, reason
         self.fanout.work.parting.append((member, place, last))
         member.left = True
         del self.people[member.key]
@@ -1705,6 +1715,15 @@ def act(room, member, lines):
     return refused
 
 
+def wait_for_rounds(fanout):
+    """Wait while more is waiting for a round than memory should hold: before a reader appends to it."""
+    # A disk stalls. Nobody's lines are lost by it: their sockets fill up, and whoever sends to them waits, too.
+    while fanout.log.end - fanout.log.tail.end + fanout.work.size() > PENDING_BYTES:
+        if fanout.baton.acquire(timeout=FAULT_SECONDS):
+            fanout.baton.release()
+            fanout.flush()
+
+
 class Allowance:
     """How much one person may still ask for at the moment."""
 
@@ -1735,6 +1754,7 @@ def await_hello(room, member, arriving):
                 request = decode_request(line)
                 if request["do"] != "hello":
                     raise ChatError('say who you are first: {"do":"hello","name":"bob"}', "not-yet")
+                wait_for_rounds(room.fanout)
                 room.ask(member, request)
                 return lines[number + 1:]
             except ChatError as error:
@@ -1755,6 +1775,7 @@ def serve_member(room, member, arriving, lines, rate):
         step = rate or len(block) or 1
         for start in range(0, len(block), step):
             part = block[start:start + step]
+            wait_for_rounds(room.fanout)
             refused += act(room, member, part)
             if refused >= REFUSED_LINES:
                 _remove(room, member, f"{REFUSED_LINES} of your lines could not be understood")
@@ -1785,7 +1806,7 @@ def _remove(room, member, reason):
 
 def _linger(reader, out):
     # Closing on unread lines would take the last answer from the other side; it has a moment to go.
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(Exception):
         out.shutdown(socket.SHUT_WR)
         reader.settimeout(ENDING_SECONDS / 2)
         for _ in range(64):
@@ -1808,6 +1829,8 @@ def read_guest(room, member, rate):
         why = "left"
     except OSError:
         pass  # the connection broke, or said nothing for too long: "lost" says so
+    except Exception as error:
+        room.fail(error)
     finally:
         if member.seat is None:
             _linger(reader, out)
@@ -1815,9 +1838,11 @@ def read_guest(room, member, rate):
         if member.seat is None:
             out.close()
         else:
-            room.ask(member, {"do": "leave", "why": why})
-            room.bury(member)
-            room.flush()
+            try:
+                room.ask(member, {"do": "leave", "why": why})
+            finally:
+                room.bury(member)
+                room.flush()
 
 
 class Huddle:
@@ -1876,7 +1901,7 @@ class Caretaker:
 
     def wake(self):
         """Have the caretaker look at the room; may be called by any thread."""
-        with contextlib.suppress(BlockingIOError):  # full of calls already
+        with contextlib.suppress(OSError):  # full of calls already, or closed at the end
             self.bell.send(b"!")
 
     def stop(self):
@@ -1889,38 +1914,48 @@ class Caretaker:
         self.ear.close()
 
     def _run(self):
-        wait = None
+        wait = 0.0
         while not self.stopped:
-            ready = [key.data for key, _ in self.selector.select(wait)]
-            with contextlib.suppress(BlockingIOError):  # the bell has been heard
-                while self.ear.recv(4096):
-                    pass
-            with self.fanout.baton:
-                for member in filter(None, ready + self.unplaced):
-                    self.fanout.push(member)
-                self._watch()
-                due = self.fanout.look_after()
-            self.fanout.flush()
-            waits = [due, self.huddle.look(self.fanout.calls), 0.05 if self.unplaced else None]
-            wait = min((seconds for seconds in waits if seconds is not None), default=None)
+            try:
+                wait = self._turn(wait)
+            except Exception as error:
+                self.fanout.spoken.fail(error)
+                time.sleep(AGAIN_SECONDS)
+                wait = 0.0
+
+    def _turn(self, wait):
+        ready = [key.data for key, _ in self.selector.select(wait)]
+        with contextlib.suppress(BlockingIOError):  # the bell has been heard
+            while self.ear.recv(4096):
+                pass
+        with self.fanout.baton:
+            for member in filter(None, ready + self.unplaced):
+                self.fanout.spare(member, self.fanout.push, member)
+            self._watch()
+            due = self.fanout.look_after()
+        self.fanout.flush()
+        waits = [due, self.huddle.look(self.fanout.calls), AGAIN_SECONDS if self.unplaced else None]
+        return min((seconds for seconds in waits if seconds is not None), default=None)
 
     def _watch(self):
-        fanout, taken = self.fanout, self.selector.get_map()
-        for member in [key.data for key in taken.values() if key.data and not key.data.lag]:
-            self.selector.unregister(member.out)
+        fanout = self.fanout
+        for member in [key.data for key in self.selector.get_map().values() if key.data and not key.data.lag]:
             member.watched = False
-        waiting, self.unplaced = self.unplaced + fanout.stuck, []
-        fanout.stuck = []
+            fanout.spare(member, self.selector.unregister, member.out)
+        waiting, self.unplaced, fanout.stuck = self.unplaced + fanout.stuck, [], []
         for member in waiting:
-            if not member.lag:
-                member.watched = False
-            elif len(taken) < self.places:
-                self.selector.register(member.out, selectors.EVENT_WRITE, member)
-            else:
-                self.unplaced.append(member)
-        for member in fanout.graves:
-            member.out.close()
-        fanout.graves = []
+            fanout.spare(member, self._place, member)
+        graves, fanout.graves = fanout.graves, []
+        for member in graves:
+            fanout.spare(member, member.out.close)
+
+    def _place(self, member):
+        if not member.lag:
+            member.watched = False
+        elif len(self.selector.get_map()) < self.places:
+            self.selector.register(member.out, selectors.EVENT_WRITE, member)
+        else:
+            self.unplaced.append(member)
 
 
 # === screen =======================================================================================
@@ -2304,6 +2339,8 @@ def obey(commands, subject, text):
     # Where there is a /say, that says what begins with a slash; elsewhere a second slash does.
     doubled = text.startswith("//") and "say" not in commands
     try:
+        if not is_utf8(text):
+            raise ChatError("this is not text: it holds half a character")
         if text.startswith("/") and not doubled:
             run_command(commands, subject, text)
         elif text and not text.isspace():
@@ -2397,22 +2434,27 @@ class Server:
     def _accept(self):
         while not self.room.closed:
             try:
-                out, address = self.listener.accept()
+                self._accept_one()
             except OSError as error:
                 if not self.room.closed and error.errno != errno.ECONNABORTED:
                     self._too_many(error.strerror)
-                continue
-            out.setblocking(False)
-            tune(out)
-            guest = Member(out, address[0].replace("::ffff:", ""))
-            self.guests.add(guest)
-            try:
-                # Without a Thread object, which would cost each person a quarter more memory.
-                _thread.start_new_thread(self._run_guest, (guest,))
-            except RuntimeError:
-                self.guests.discard(guest)
-                out.close()
-                self._too_many("no more threads")
+            except Exception as error:
+                self.room.fail(error)
+                time.sleep(AGAIN_SECONDS)
+
+    def _accept_one(self):
+        out, address = self.listener.accept()
+        out.setblocking(False)
+        tune(out)
+        guest = Member(out, address[0].replace("::ffff:", ""))
+        self.guests.add(guest)
+        try:
+            # Without a Thread object, which would cost each person a quarter more memory.
+            _thread.start_new_thread(self._run_guest, (guest,))
+        except (RuntimeError, MemoryError):
+            self.guests.discard(guest)
+            out.close()
+            self._too_many("no more threads")
 
     def _too_many(self, reason):
         # Who is inside stays served; the pause keeps the loop from spinning.
@@ -2427,6 +2469,8 @@ class Server:
     def _run_guest(self, guest):
         try:
             read_guest(self.room, guest, self.rate)
+        except Exception as error:
+            self.room.fail(error)
         finally:
             self.guests.discard(guest)
 
@@ -2507,7 +2551,7 @@ def open_room(name, log, history, max_people):
     except (ChatError, OSError) as error:
         recording.close()
         raise error if type(error) is ChatError else ChatError(f"cannot go on in {log}: {error.strerror}") from None
-    room.fanout.record_into(recording)
+    room.fanout.recording = recording
     for who in people:  # the server died with them inside
         room.ask(room.host, {"do": "gone", "who": who})
     room.flush()
@@ -2585,7 +2629,9 @@ class Console:
             self._show()
 
     def _show(self):
-        lines = []
+        faults, lines = self.room.fanout.spoken.faults, []
+        while faults:
+            self.say_here(faults.popleft(), "error")
         for chunk in reversed(self.room.since(self.n)):
             lines = chunk.data[:-1].rsplit(b"\n", CONSOLE_LINES)[-CONSOLE_LINES:] + lines
             if len(lines) >= CONSOLE_LINES:
