@@ -169,7 +169,7 @@ GATHER_SECONDS = 0.01  # between two looks at what has come, while much comes
 UNSENT_SECONDS = 1.0  # after which a line without its echo counts as still on its way
 CONNECT_SECONDS = 10.0  # and for the first lines of what answers
 RECENT = 5  # addresses that the menu remembers
-AHEAD = 100  # lines that a script may be ahead of the server's confirmation
+AHEAD = 50  # lines that a script may be ahead of the server's confirmation: less than SILENCE_SECONDS' worth of them
 ACKNOWLEDGE_SECONDS = 2.0  # how long a leaving client waits for the server's last line
 
 
@@ -3235,8 +3235,10 @@ class Connection:
         self.sock.settimeout(SILENCE_SECONDS)
         self.reader = self.sock.dup()
         self.reader.settimeout(1.0)
-        self.heard, self.idle = time.monotonic(), lambda: None  # when something came last; called while nothing does
-        self.had = 0  # the newest number of a reply
+        # When an answer came last, since what the others say may come though nothing gets there; and what is called
+        # while there is none.
+        self.heard, self.idle = time.monotonic(), lambda: None
+        self.had, self.ping_at = 0, time.monotonic() + PING_SECONDS  # the newest number of a reply
         self.outbox = queue.Queue()
         threading.Thread(target=self._write_lines, name="sender", daemon=True).start()
 
@@ -3245,16 +3247,18 @@ class Connection:
         self.outbox.put(encode({"do": do, **fields}))
 
     def _write_lines(self):
-        ping_at, line = time.monotonic() + PING_SECONDS, b""
         with contextlib.suppress(OSError):  # the receiver sees the same and tells it
-            while line is not None:
+            for line in iter(self._next_line, None):
                 self.sock.sendall(line)
-                now = time.monotonic()
-                try:
-                    line = self.outbox.get(timeout=max(0.0, ping_at - now))
-                except queue.Empty:
-                    line, ping_at = encode({"do": "ping", "had": self.had}), now + PING_SECONDS
         self.end()
+
+    def _next_line(self):
+        wait = self.ping_at - time.monotonic()
+        if wait > 0:
+            with contextlib.suppress(queue.Empty):
+                return self.outbox.get(timeout=wait)
+        self.ping_at = time.monotonic() + PING_SECONDS
+        return encode({"do": "ping", "had": self.had})
 
     def _receive(self, size):
         while True:
@@ -3262,17 +3266,15 @@ class Connection:
                 data = self.reader.recv(size)
             except socket.timeout:
                 data = None
-            now, quiet = time.monotonic(), self.quiet()
-            if now > (self.until or self.heard + SILENCE_SECONDS):
+            if time.monotonic() > (self.until or self.heard + SILENCE_SECONDS):
                 raise socket.timeout
-            self.heard = self.heard if data is None else now
-            if quiet > QUIET_SECONDS:
+            if self.quiet() > QUIET_SECONDS:
                 self.idle()
             if data is not None:
                 return data
 
     def quiet(self):
-        """For how many seconds nothing has come."""
+        """For how many seconds no answer has come."""
         return time.monotonic() - self.heard
 
     def batches(self):
@@ -3504,7 +3506,10 @@ class Link:
                 self.progress.missing = 0
             self.person.take(news)
             self.connection.had = self.progress.had
-            if self.mark and any(event.get("re") == "pong" and event.get("id") == self.mark for line, event in news):
+            pongs = [event.get("id") for line, event in news if event.get("re") == "pong"]
+            if pongs:
+                self.connection.heard = time.monotonic()
+            if self.mark in pongs and self.mark:
                 self._settle()
             if busy > before - 2 * GATHER_SECONDS:
                 time.sleep(GATHER_SECONDS)  # what comes so fast is cheaper taken many at a time
