@@ -1759,7 +1759,8 @@ class Room:
         member.left = True
         del self.people[member.key]
         self.seats.pop(member.seat, None)
-        if self.held.pop(member.seat, None):
+        self.held.pop(member.seat, None)
+        if member.back and why == "lost" or member.away is not None:
             self._tell_tellers(member)
 
     def _tell_tellers(self, member):
@@ -3621,6 +3622,9 @@ class Link:
             self.receiver.join(1.0)
 
 
+_token = re.compile(rb',"token":"[^"]*"')  # a recording is handed round, and this opens a seat
+
+
 def is_talk(event):
     """Whether this is something that a person says, to all or to one."""
     return event.get("ev") in ("say", "me") or event.get("re") == "tell"
@@ -3692,7 +3696,7 @@ class Client:
         # What was said to this person; a pong or a broken line says nothing.
         if self.recording:
             words = ("welcome", "tell", "who", "error")
-            lines = [line for line, event in batch if "ev" in event or event.get("re") in words]
+            lines = [_token.sub(b"", line) for line, event in batch if "ev" in event or event.get("re") in words]
             trouble = self.recording.write(b"".join(lines))
             if trouble:
                 self.say_here(trouble)
