@@ -164,6 +164,7 @@ BATCH_SECONDS = 0.005  # what writing one may take; more, and the next is half a
 SCREEN_LINES = 1000  # waiting for a terminal; what is beyond is counted, not shown
 SCREEN_CHARACTERS = 256 << 10  # the same
 DEAR_LINES = 20  # shown even when the rest of a flood is skipped
+TWICE_SECONDS = 0.1  # some programs send a signal twice; a person who insists takes longer
 MUTE_MINUTES = 5  # unless the host says how many
 GATHER_SECONDS = 0.01  # between two looks at what has come, while much comes
 UNSENT_SECONDS = 1.0  # after which a line without its echo counts as still on its way
@@ -2306,14 +2307,11 @@ class Caretaker:
         with contextlib.suppress(OSError):  # full of calls already, or closed at the end
             self.bell.send(b"!")
 
-    def stop(self):
-        """End the thread and wait for it."""
+    def stop(self, seconds):
+        """Have the thread close the recording and end, and wait for it, but no longer than this."""
         self.stopped = True
         self.wake()
-        self.thread.join()
-        self.selector.close()
-        self.bell.close()
-        self.ear.close()
+        self.thread.join(seconds)
 
     def _run(self):
         wait = 0.0
@@ -2324,6 +2322,11 @@ class Caretaker:
                 self.fanout.spoken.fail(error)
                 time.sleep(AGAIN_SECONDS)
                 wait = 0.0
+        with self.fanout.baton:
+            if self.fanout.recording:
+                self.fanout.recording.close()
+        for thing in (self.selector, self.bell, self.ear):
+            thing.close()
 
     def _turn(self, wait):
         ready = [key.data for key, _ in self.selector.select(wait)]
@@ -2838,15 +2841,17 @@ class Server:
         while not self.room.closed:
             try:
                 self._accept_one()
-            except OSError as error:
-                if not self.room.closed and error.errno != errno.ECONNABORTED:
-                    self._too_many(error.strerror)
             except Exception as error:
                 self.room.fail(error)
                 time.sleep(AGAIN_SECONDS)
 
     def _accept_one(self):
-        out, address = self.listener.accept()
+        try:
+            out, address = self.listener.accept()
+        except OSError as error:
+            if not self.room.closed and error.errno != errno.ECONNABORTED:
+                self._too_many(error.strerror)
+            return
         out.setblocking(False)
         tune(out)
         guest = Member(out, address[0].replace("::ffff:", ""))
@@ -2879,20 +2884,39 @@ class Server:
 
     def stop(self):
         """End the room for everyone: their last line, the recording closed, the threads gone."""
+        # This is the main thread, which hears the signals: it must not wait for a disk, so others carry out the end.
         if self.room.closed:
             return
         self.room.ask(self.room.host, {"do": "end"})
-        self.room.flush()
+        self.caretaker.wake()
         with contextlib.suppress(OSError):  # wakes accept; where it does not, the thread is a daemon
             self.listener.shutdown(socket.SHUT_RDWR)
         self.listener.close()
         deadline = time.monotonic() + ENDING_SECONDS + 0.2
-        while (self.guests or self.room.fanout.farewells) and time.monotonic() < deadline:
-            self._hurry(time.monotonic() > deadline - 0.3)
+        self._wait_for_guests(deadline - 0.3)
+        self._call_out()
+        self._wait_for_guests(deadline, late=True)
+        self.caretaker.stop(deadline + 0.2 - time.monotonic())
+
+    def _wait_for_guests(self, until, late=False):
+        fanout = self.room.fanout
+        while (self.guests or fanout.farewells or fanout.unsent) and time.monotonic() < until:
+            self._hurry(late)
             time.sleep(0.01)
-        self.caretaker.stop()
-        if self.room.fanout.recording:
-            self.room.fanout.recording.close()
+
+    def _call_out(self):
+        # Who is in step still has not been sent the end, since somebody with the baton waits for a disk that hangs, and
+        # before that goes on we are gone.
+        log = self.room.log
+        lines = b"".join(log.pending) or log.tail.data
+        for send in list(self.room.fanout.instep.values()):
+            with contextlib.suppress(OSError):
+                send(lines[lines.rfind(b"\n", 0, -1) + 1:])
+
+    def unrecorded(self):
+        """How many lines the recording still lacks."""
+        log, recording = self.room.log, self.room.fanout.recording
+        return log.n - log.tail.last + recording.backlog.count(b"\n") if recording else 0
 
     def _hurry(self, late):
         # Who never said hello has no farewell to wait for; at the end nobody has.
@@ -3000,11 +3024,12 @@ def banner(room, address, everyone):
 class Console:
     """The server's own view of the room, printed in batches by a thread, and its keyboard if it has one."""
 
-    # `run` is the main thread's. `end` may be called by a signal handler, hence at any moment of it.
+    # `run` is the main thread's. `end` may be called by a signal handler, hence at any moment of it; `insist` only by
+    # one. What is asked here is carried out by the caretaker: who waits for a disk hears no signals.
 
     def __init__(self, room, screen):
         self.room, self.n, self.screen = room, room.log.n, screen
-        self.ended = self.stopped = False
+        self.ended, self.stopped = 0.0, False  # when it was asked to end
         self.thread = threading.Thread(target=self._follow, name="console", daemon=True)
 
     def run(self):
@@ -3015,17 +3040,24 @@ class Console:
             self.screen.end()
         self.thread.start()
         self.screen.run()
+        self.ended = self.ended or time.monotonic()
 
     def end(self):
-        """Let `run` return; may be called by a signal handler."""
-        self.ended = True
+        """Let `run` return."""
+        self.ended = self.ended or time.monotonic()
         self.screen.end()
 
-    def stop(self):
-        """Print what is left, once the room is closed, and end the thread."""
+    def insist(self):
+        """Let `run` return; the second time, end at once, whatever is still waited for."""
+        if self.ended and time.monotonic() - self.ended > TWICE_SECONDS:
+            os._exit(1)
+        self.end()
+
+    def stop(self, seconds):
+        """Print what is left, once the room is closed, and end the thread, unless the terminal is held back."""
         self.stopped = True
         self.room.fanout.spoken.set()
-        self.thread.join(1.0)  # not longer: a terminal that is held back must not hold the end
+        self.thread.join(seconds)
 
     def _follow(self):
         last = False
@@ -3075,7 +3107,7 @@ class Console:
     def take_line(self, text):
         """Do what an entered line asks; returns False if it must stay in the input line."""
         done = obey(CONSOLE_COMMANDS, self, text)
-        self.room.flush()
+        self.room.fanout.wake()
         return done
 
     # --- the commands ---
@@ -3161,14 +3193,27 @@ def serve(host="127.0.0.1", port=PORT, room="chat", log=None, history=HISTORY, r
     with open_listener(host, port) as listener:
         server = Server(open_room(room, log, history, max_people), listener, rate)
         console = Console(server.room, Pipe(sys.stdout))
-        with signals_caught(("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"), console.end):
+        # A terminal window that is closed may say so more than once.
+        with signals_caught(("SIGHUP",), console.end), \
+                signals_caught(("SIGINT", "SIGTERM", "SIGBREAK"), console.insist):
             server.start()
-            console.screen.show([[("text", line)] for line in banner(server.room, server.address, not host)])
-            console.run()
-            server.stop()
-            console.stop()
-    if console.thread.is_alive():
-        os._exit(0)  # stdout is held back, and Python's own last flush would wait for it, too
+            try:
+                console.screen.show([[("text", line)] for line in banner(server.room, server.address, not host)])
+                console.run()
+            except OSError:  # its terminal window was closed
+                silence(sys.stdout)
+            finally:
+                until = time.monotonic() + ENDING_SECONDS + 0.5
+                server.stop()
+                console.stop(max(0.1, until - time.monotonic()))
+    lost = server.unrecorded()
+    trouble = ChatError(f"{lost:,} {'line' if lost == 1 else 'lines'} could not be recorded") if lost else None
+    if console.thread.is_alive():  # stdout is held back, and Python's own last flush would wait for it, too
+        if trouble:
+            print(f"{program()}: {trouble}.", file=sys.stderr)
+        os._exit(bool(trouble))
+    if trouble:
+        raise trouble
 
 
 # === client =======================================================================================
