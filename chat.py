@@ -100,9 +100,8 @@ NAME_POINTS = 32  # so that a name leaves room for what is said behind it
 NESTING = 32  # brackets in a line; thousands would overflow a small thread stack inside json
 REFUSED_LINES = 20  # after so many lines that made no sense, the other side speaks something else
 
-HISTORY = 50  # say and me lines that a newcomer is given
-HISTORY_STRETCH = 10  # ... looking at most so many times as many events back
-HISTORY_BYTES = 256 << 10  # ... and so much, since everybody who comes is sent it; less than KEEP_BYTES
+HISTORY = 50  # say and me lines that a newcomer is given, with all that happened between them
+HISTORY_BYTES = 256 << 10  # ... and at most so much, since everybody who comes is sent it; less than KEEP_BYTES
 KEEP_BYTES = 1 << 20  # of the log kept in memory, for newcomers and the console
 LAG_BYTES = 8 << 20  # what may wait for one member; more means that it has stopped reading
 FAREWELL_SECONDS = 5.0  # for what a leaving member is still to be sent
@@ -1032,6 +1031,12 @@ class Log:
         self.tail = Chunk(tail, 0, n)
         self.end = self.tail.end  # the size of the log, with what is pending
         self.kept = collections.deque([self.tail])  # the newest chunks, for newcomers and the console
+        self.talk = collections.deque()  # (place, lines) of the newest say and me lines, by which history is found
+        place = 0
+        for line in tail.split(b"\n")[:-1]:
+            if line.startswith((b'{"ev":"say"', b'{"ev":"me"')):
+                self.talk.append((place, line + b"\n"))
+            place += len(line) + 1
         start = datetime.datetime.fromisoformat(session["start"])
         self.t = max(t, (datetime.datetime.now().astimezone() - start).total_seconds())
         self.ticks = time.monotonic(), time.time()
@@ -1055,7 +1060,11 @@ class Log:
 
     def append_talk(self, who, requests):
         """Put one member's say and me requests at the end, as one batch; `who` is already quoted."""
-        self._add(encode_talk(self.n + 1, self.seconds(), who, requests), len(requests))
+        lines = encode_talk(self.n + 1, self.seconds(), who, requests)
+        self.talk.append((self.end, lines))
+        self._add(lines, len(requests))
+        while self.talk[0][0] + len(self.talk[0][1]) + HISTORY_BYTES <= self.end:
+            self.talk.popleft()
 
     def _add(self, lines, count):
         # Last of all, so that whatever could not be encoded has left no trace.
@@ -1065,15 +1074,16 @@ class Log:
 
     def history(self, most):
         """Where a newcomer starts to read: (the place, the n of the first line there)."""
-        place, first, talk, lines = self.end, None, 0, 0
-        for data in itertools.chain(reversed(self.pending), (chunk.data for chunk in reversed(self.kept))):
-            for line in reversed(data.split(b"\n")[:-1]):
-                lines += 1
-                if (talk == most or lines > most * HISTORY_STRETCH
-                        or self.end - place + len(line) >= HISTORY_BYTES):
+        # At the oldest of the last lines of talk, however many came and went in between; where nobody has said
+        # anything, at the end. This looks at no other lines, since whole crowds may come at once.
+        place, first = self.end, None
+        for at, lines in reversed(self.talk):
+            at += len(lines)
+            for line in reversed(lines[:-1].rsplit(b"\n", most)):
+                at -= len(line) + 1
+                if not most or self.end - at > HISTORY_BYTES:
                     return place, number_of(first) if first else self.n + 1
-                place, first = place - len(line) - 1, line
-                talk += line.startswith((b'{"ev":"say"', b'{"ev":"me"'))
+                place, first, most = at, line, most - 1
         return place, number_of(first) if first else self.n + 1
 
     def after(self, n):
