@@ -101,9 +101,8 @@ NAME_POINTS = 32  # so that a name leaves room for what is said behind it
 NESTING = 32  # brackets in a line; thousands would overflow a small thread stack inside json
 REFUSED_LINES = 20  # after so many lines that made no sense, the other side speaks something else
 
-HISTORY = 50  # say and me lines that a newcomer is given
-HISTORY_STRETCH = 10  # ... looking at most so many times as many events back
-HISTORY_BYTES = 256 << 10  # ... and so much, since everybody who comes is sent it; less than KEEP_BYTES
+HISTORY = 50  # say and me lines that a newcomer is given, with all that happened between them
+HISTORY_BYTES = 256 << 10  # ... and at most so much, since everybody who comes is sent it; less than KEEP_BYTES
 KEEP_BYTES = 1 << 20  # of the log kept in memory, for newcomers and the console
 LAG_BYTES = 8 << 20  # what may wait for one member; more means that it has stopped reading
 PENDING_BYTES = 1 << 20  # what may wait for the next round, as it does while a disk stalls
@@ -112,7 +111,10 @@ FAREWELL_SECONDS = 5.0  # for what a leaving member is still to be sent
 ENDING_SECONDS = 1.4  # the same when the whole room ends: within two seconds all is over
 ROUNDS = 50  # that one reader may carry out in a row, before its own socket waits too long
 PIECE_BYTES = 64 << 10  # small chunks are sent together to a member that lags
-HELLO_SECONDS = 30.0  # to say who one is; a thread waits for it
+HELLO_SECONDS = 10.0  # to say who one is, in all, and again after each of NAME_TRIES names that were refused
+HELLO_BYTES = 4 << 10  # in a line until then
+STRANGERS = 512  # who have not said it; when there are more, somebody goes
+STRANGERS_SEEN = 8  # that are looked at for that: of nearly all who have been here longest, nothing has come
 READ_BYTES = 1024, 64 << 10  # recv takes the first even while it waits; it grows while it is filled
 IDLE_SECONDS = 2e6  # three weeks: the longest time-out that every system can count
 
@@ -122,7 +124,11 @@ CROWD_SECONDS = 0.1  # between two looks at that
 RATE = 50  # requests per second and person: nobody types so fast, scripts may
 RATE_BURST = 4  # seconds' worth that may come at once: a paste
 RATE_AHEAD = 60.0  # seconds; whoever sent more than that beyond the limit is cut
-WHO_PEOPLE = 100  # a `who` costs one request for each so many people that it lists
+REQUEST_BYTES = 1000  # cost one request more
+WHO_PEOPLE = 100  # a `who` costs one request more for each so many people that it lists
+NICK_COST = 25  # requests: a rename is a line on every screen that says nothing, so two in a second are enough
+JOINS = 100, 10  # a second from one address, and seconds' worth that may come at once: a school behind one router
+JOINS_KNOWN = 4096  # addresses of which that is remembered
 
 RECALL = 10, 60.0  # lines and seconds that are shown again from another seat
 FOLLOW_SECONDS = 0.1  # between looks at a file that grows
@@ -180,6 +186,10 @@ class ChatError(Exception):
     def __init__(self, text, code="bad-line", name=None):
         super().__init__(text)
         self.code, self.name, self.id = code, name, None
+
+
+class NoRequest(ChatError):
+    """What was sent asks nothing at all: whoever sent it may speak something else."""
 
 
 def program():
@@ -266,14 +276,14 @@ def decode(line):
     if line.count("[") + line.count("{") > NESTING:
         outside = _string.sub("", line)
         if outside.count("[") + outside.count("{") > NESTING:
-            raise ChatError("this line is nested too deeply")
+            raise NoRequest("this line is nested too deeply")
     line = line.strip(" \t\r\n")
     try:
         value, end = _scan(line, 0)
     except (ValueError, StopIteration, RecursionError):
         end = -1
     if end != len(line) or type(value) is not dict:
-        raise ChatError("this is not a line of this chat, which are JSON objects such as "
+        raise NoRequest("this is not a line of this chat, which are JSON objects such as "
                         '{"do":"say","text":"hello"}')
     return value
 
@@ -407,14 +417,15 @@ OPTIONAL = {
 def decode_request(line):
     """The request that a line makes, checked; extra fields are ignored."""
     if line is None or len(line) > LINE_BYTES >> 2 and len(line.encode(errors="surrogateescape")) > LINE_BYTES:
-        raise ChatError(f"a line has at most {LINE_BYTES:,} bytes", "too-long")
+        raise NoRequest(f"a line has at most {LINE_BYTES:,} bytes", "too-long")
     request = decode(line)
     do, id = request.get("do"), request.get("id")
     if id is not None and not COUNT.fits(id):
         raise ChatError(f'"id" must be {COUNT.words}')
     try:
         if type(do) is not str or do not in REQUESTS:
-            raise ChatError(f'"do" must be one of: {" ".join(REQUESTS)}')
+            kind = ChatError if type(do) is str else NoRequest  # the first may be from a client that can do more
+            raise kind(f'"do" must be one of: {" ".join(REQUESTS)}')
         check_fields(do, REQUESTS[do], request)
     except ChatError as error:
         error.id = id
@@ -450,13 +461,13 @@ def check_fields(word, fields, given):
             raise ChatError(f'the "{field}" of {word} must be {kind.words}')
 
 
-def blocks(receive, limit):
-    """Yield what arrives as blocks of whole lines; None stands for a line over the limit."""
+def blocks(receive, limit, first=b""):
+    """Yield what arrives, behind this first, as blocks of whole lines; None stands for a line over the limit."""
     # Many lines that arrived together are judged and appended together. The read size grows while it
     # is filled, because recv allocates all of it before it waits, in every thread.
     size, rest, skipping = READ_BYTES[0], b"", False
     while True:
-        data = receive(size)
+        data, first = first or receive(size), b""
         if not data:
             return
         if len(data) == size and size < READ_BYTES[1]:
@@ -1137,6 +1148,12 @@ class Log:
         self.tail = Chunk(tail, 0, n)
         self.end = self.tail.end  # the size of the log, with what is pending
         self.kept = collections.deque([self.tail])  # the newest chunks, for newcomers and the console
+        self.talk = collections.deque()  # (place, lines) of the newest say and me lines, by which history is found
+        place = 0
+        for line in tail.split(b"\n")[:-1]:
+            if line.startswith((b'{"ev":"say"', b'{"ev":"me"')):
+                self.talk.append((place, line + b"\n"))
+            place += len(line) + 1
         start = datetime.datetime.fromisoformat(session["start"])
         self.t = max(t, (datetime.datetime.now().astimezone() - start).total_seconds())
         self.ticks = time.monotonic(), time.time()
@@ -1160,7 +1177,11 @@ class Log:
 
     def append_talk(self, who, requests):
         """Put one member's say and me requests at the end, as one batch; `who` is already quoted."""
-        self._add(encode_talk(self.n + 1, self.seconds(), who, requests), len(requests))
+        lines = encode_talk(self.n + 1, self.seconds(), who, requests)
+        self.talk.append((self.end, lines))
+        self._add(lines, len(requests))
+        while self.talk[0][0] + len(self.talk[0][1]) + HISTORY_BYTES <= self.end:
+            self.talk.popleft()
 
     def _add(self, lines, count):
         # Last of all, so that whatever could not be encoded has left no trace.
@@ -1170,15 +1191,16 @@ class Log:
 
     def history(self, most):
         """Where a newcomer starts to read: (the place, the n of the first line there)."""
-        place, first, talk, lines = self.end, None, 0, 0
-        for data in itertools.chain(reversed(self.pending), (chunk.data for chunk in reversed(self.kept))):
-            for line in reversed(data.split(b"\n")[:-1]):
-                lines += 1
-                if (talk == most or lines > most * HISTORY_STRETCH
-                        or self.end - place + len(line) >= HISTORY_BYTES):
+        # At the oldest of the last lines of talk, however many came and went in between; where nobody has said
+        # anything, at the end. This looks at no other lines, since whole crowds may come at once.
+        place, first = self.end, None
+        for at, lines in reversed(self.talk):
+            at += len(lines)
+            for line in reversed(lines[:-1].rsplit(b"\n", most)):
+                at -= len(line) + 1
+                if not most or self.end - at > HISTORY_BYTES:
                     return place, number_of(first) if first else self.n + 1
-                place, first = place - len(line) - 1, line
-                talk += line.startswith((b'{"ev":"say"', b'{"ev":"me"'))
+                place, first, most = at, line, most - 1
         return place, number_of(first) if first else self.n + 1
 
     def after(self, n):
@@ -1439,7 +1461,8 @@ class Fanout:
         try:
             step(*arguments)
         except Exception as error:
-            self.spoken.fail(error)
+            if not isinstance(error, OSError):  # that a connection breaks is no fault
+                self.spoken.fail(error)
             with contextlib.suppress(Exception):  # its reader, or its next turn, sees to the rest
                 if member:
                     self._break(member)
@@ -1514,22 +1537,18 @@ class Fanout:
                 sent = send(data)
             except BlockingIOError:
                 sent = 0
-            except OSError:
-                sent = -1
             except Exception as error:
-                sent = -1
-                self.spoken.fail(error)
+                sent = error
             if sent != size:
                 late.append((member, sent))
         for member, sent in late:
             self.spare(member, self._fall_behind, member, chunk, sent)
 
     def _fall_behind(self, member, chunk, sent):
-        if sent < 0:
-            self._break(member)
-        else:
-            self._start_lag(member, chunk, memoryview(chunk.data)[sent:])
-            self._watch(member)
+        if isinstance(sent, Exception):
+            raise sent
+        self._start_lag(member, chunk, memoryview(chunk.data)[sent:])
+        self._watch(member)
 
     def _post(self, member, letter):
         if member.lag:
@@ -1548,8 +1567,6 @@ class Fanout:
                 lag.sent(member.out.send(lag.piece))
         except BlockingIOError:
             return self._watch(member)
-        except OSError:
-            return self._break(member)
         if lag:
             member.lag = None
             del self.lagging[member]
@@ -2093,28 +2110,58 @@ def complete(before, commands, names):
 # locals every person pays for, which is why waiting for the hello is a function of its own.
 
 
-def act(room, member, lines):
-    """Carry out what a member's lines ask, in order; returns how many were refused."""
-    talk, refused = [], 0
+class Refusals:
+    """How many lines of one person came to nothing: too many, and the other side speaks something else."""
+
+    # Mistakes between good lines may go on for ever, but not what is no request at all.
+
+    __slots__ = "row", "senseless"
+
+    def __init__(self):
+        self.row = self.senseless = 0
+
+    def count(self, error):
+        """Count one more; returns why its writer has to go, if it is one too many."""
+        self.row += 1
+        self.senseless += isinstance(error, NoRequest)
+        if self.senseless == REFUSED_LINES:
+            return f"{REFUSED_LINES} of your lines could not be understood"
+        return f"{REFUSED_LINES} of your requests in a row were refused" if self.row == REFUSED_LINES else None
+
+
+def act(room, member, lines, refusals):
+    """Carry out what a member's lines ask, in order; returns what that costs, in requests."""
+    talk, cost, reason = [], len(lines), None
     for line in lines:
-        if member.left:
+        if member.left or reason:
             break
         request = {}
         try:
             request = decode_request(line)
             if request["do"] in ("say", "me"):
                 talk.append(request)
-                continue
-            if talk:
-                room.ask(member, {"do": "talk", "said": talk})
-                talk = []
-            room.ask(member, request)
+            else:
+                if talk:
+                    room.ask(member, {"do": "talk", "said": talk})
+                    talk = []
+                cost += _surcharge(room, request)
+                room.ask(member, request)
+            refusals.row = 0
         except ChatError as error:
             room.refuse(member, error, request.get("id", error.id))
-            refused += 1
+            reason = refusals.count(error)
     if talk:
         room.ask(member, {"do": "talk", "said": talk})
-    return refused
+    if reason:
+        _remove(room, member, reason)
+    return cost
+
+
+def _surcharge(room, request):
+    # Before it is carried out, since one refusal of a name is as dear as a rename.
+    if request["do"] == "nick":
+        return NICK_COST - 1
+    return len(room.people) // WHO_PEOPLE if request["do"] == "who" else 0
 
 
 def wait_for_rounds(fanout):
@@ -2132,65 +2179,229 @@ class Allowance:
     # A bucket that fills at the rate and holds a few seconds' worth. It may be overdrawn, since what was read is
     # carried out; the debt is waited for.
 
-    __slots__ = "rate", "left", "at"
+    __slots__ = "rate", "most", "left", "at"
 
-    def __init__(self, rate):
-        self.rate, self.left, self.at = rate, rate * RATE_BURST, time.monotonic()
+    def __init__(self, rate, seconds=RATE_BURST):
+        self.rate, self.most, self.left, self.at = rate, rate * seconds, rate * seconds, time.monotonic()
 
     def spend(self, requests):
         """Count these requests; returns the seconds until their writer is heard again."""
         now = time.monotonic()
-        self.left = min(self.left + (now - self.at) * self.rate, self.rate * RATE_BURST) - requests
+        self.left = min(self.left + (now - self.at) * self.rate, self.most) - requests
         self.at = now
         return max(0.0, -self.left / self.rate)
 
 
-def await_hello(room, member, arriving):
-    """Wait for the hello that makes a member; returns the lines that came with it, None if it left."""
-    refused = 0
-    for block in arriving:
-        lines = lines_of(block)
-        for number, line in enumerate(lines):
-            request = {}
-            try:
-                request = decode_request(line)
-                if request["do"] != "hello":
-                    raise ChatError('say who you are first: {"do":"hello","name":"bob"}', "not-yet")
-                request["missed"] = room.find_missed(request)  # whatever a client may have called so
-                wait_for_rounds(room.fanout)
-                room.ask(member, request)
-                return lines[number + 1:]
-            except ChatError as error:
-                refused += 1
-                # Nobody else sends to it yet, and a socket that is full already hears nothing.
-                member.out.send(encode(room.error(error, request.get("id", error.id))))
-                if refused == REFUSED_LINES:
-                    return None
+def network_of(address):
+    """What an address has in common with its neighbours: nothing, but for IPv6, where each may have half a network."""
+    if ":" not in address:
+        return address
+    return socket.inet_pton(socket.AF_INET6, address.partition("%")[0])[:8]
+
+
+def _is_whole(data):
+    # Whether a line has come, or a record of TLS, whose first byte begins no line.
+    is_record = len(data) > 4 and 0x14 <= data[0] <= 0x17
+    return b"\n" in data or is_record and len(data) >= 5 + int.from_bytes(data[3:5], "big")
+
+
+class Strangers:
+    """Who has connected and not said hello: there is place for so many, and who comes does not wait for it."""
+
+    # Only who waits for the other side stands here. A stranger's thread takes it out as soon as a whole line has come,
+    # even before it is read, and puts it back if that was no hello. So whoever has said hello never has to go; and
+    # since the oldest goes of those whose address has most, a flood from one address makes place for itself.
+    #
+    # Any thread may call these. The lock is not the room's, and is held over nothing that waits.
+
+    def __init__(self, limited=True):
+        self.lock = threading.Lock()
+        self.count, self.waiting = 0, {}  # network: {stranger: None}, the oldest first
+        self.joins = {} if limited else None  # network: the Allowance of those who come in from there
+
+    def add(self, stranger):
+        """Take one up who waits for the other side."""
+        with self.lock:
+            neighbours = self.waiting.setdefault(stranger.network, {})
+            self.count += stranger not in neighbours
+            neighbours.setdefault(stranger)
+            while self.count > STRANGERS and self._dismiss_one():
+                pass
+
+    def remove(self, stranger):
+        """Strike one out who is served, or gone."""
+        with self.lock:
+            self._remove(stranger)
+
+    def _remove(self, stranger):
+        neighbours = self.waiting.get(stranger.network, ())
+        if stranger in neighbours:
+            del neighbours[stranger]
+            self.count -= 1
+            if not neighbours:
+                del self.waiting[stranger.network]
+
+    def dismiss_one(self):
+        """Let one go, if there is anybody who may have to; returns whether there was."""
+        with self.lock:
+            return self._dismiss_one()
+
+    def _dismiss_one(self):
+        most = max(self.waiting.values(), key=len, default=())
+        for stranger in itertools.islice(most, STRANGERS_SEEN):
+            if not stranger.is_heard():
+                self._remove(stranger)
+                stranger.dismiss()
+                return True
+        return False
+
+    def wait_for_turn(self, network):
+        """Let somebody come in from there, a little later if many do; raises a ChatError if it is far too many."""
+        if self.joins is None:
+            return
+        with self.lock:
+            allowance = self.joins[network] = self.joins.pop(network, None) or Allowance(*JOINS)
+            if len(self.joins) > JOINS_KNOWN:
+                del self.joins[next(iter(self.joins))]
+            wait = allowance.spend(1)
+            if wait > RATE_AHEAD:
+                allowance.spend(-1)
+                raise ChatError("too many come in from your address at once; try again in a minute", "full")
+        time.sleep(wait)
+
+
+class Stranger:
+    """A connection whose hello has not come, and the time that it has for it."""
+
+    __slots__ = "out", "network", "others", "reader", "until", "names"
+
+    def __init__(self, out, address, others):
+        self.out, self.network, self.others = out, network_of(address), others
+        self.reader = None  # the socket that its thread receives from
+        self.until, self.names = time.monotonic() + HELLO_SECONDS, 0  # how many names were refused
+        others.add(self)
+
+    def receive(self, size):
+        """What the other side sends, as `recv` returns it, now and when the hello has come."""
+        if self.until is None:
+            return self.reader.recv(size)
+        self.others.add(self)
+        left = self.until - time.monotonic()
+        if left <= 0:
+            raise socket.timeout
+        self.reader.settimeout(left)
+        seen = self.reader.recv(size, socket.MSG_PEEK)
+        if _is_whole(seen):
+            self.others.remove(self)
+        return seen and self.reader.recv(len(seen))
+
+    def try_again(self):
+        """Give it time to think of another name, though not for ever."""
+        self.names += 1
+        if self.names <= NAME_TRIES:
+            self.until = time.monotonic() + HELLO_SECONDS
+
+    def come_in(self):
+        """It is none any more."""
+        self.others.remove(self)
+        self.until = None
+
+    def is_heard(self):
+        """Whether a line of it has come that its thread has not got round to."""
+        try:
+            return _is_whole(self.out.recv(HELLO_BYTES, socket.MSG_PEEK))
+        except OSError:
+            return False
+
+    def dismiss(self):
+        """Break it off, which wakes its thread; for others than that."""
+        with contextlib.suppress(OSError):
+            self.out.shutdown(socket.SHUT_RDWR)
+
+    def linger(self):
+        """End it, slowly: closing on unread lines would take the last answer from the other side."""
+        until = time.monotonic() + ENDING_SECONDS / 2
+        with contextlib.suppress(Exception):
+            self.others.add(self)
+            self.out.shutdown(socket.SHUT_WR)
+            for _ in range(64):
+                self.reader.settimeout(max(0.01, until - time.monotonic()))
+                if not self.reader.recv(READ_BYTES[1]) or time.monotonic() > until:
+                    break
+        self.others.remove(self)
+
+
+def await_hello(room, member, stranger, receive):
+    """Wait for the hello that makes a member; returns what came behind it, None if it left or has to."""
+    # Whatever may speak something else, as a browser does on behalf of any page that is open in it, has told so with
+    # its first line, and nothing that follows is looked at: some of it might be what a page would like to have said.
+    refused, rest = 0, b""
+    while True:
+        data = receive(HELLO_BYTES + 1 - len(rest))
+        if not data:
+            return None
+        *lines, rest = (rest + data).split(b"\n")
+        if len(rest) > HELLO_BYTES or not (refused or lines) and rest.strip()[:1] not in (b"", b"{"):
+            lines.append(rest)  # though it has no end; there is none to wait for
+        for number, line in enumerate(lines, 1):
+            error = _introduce(room, member, stranger, line.decode(errors="surrogateescape"))
+            if not error:
+                return b"\n".join([*lines[number:], rest])
+            refused += 1
+            senseless = refused == 1 and isinstance(error, NoRequest) or len(line) > HELLO_BYTES
+            if senseless or refused == REFUSED_LINES or error.code == "kicked":
+                return None
+            if error.code in ("bad-name", "name-taken"):
+                stranger.try_again()
+
+
+def _introduce(room, member, stranger, line):
+    # Returns the ChatError that was sent back, None if this line has made a member.
+    request = {}
+    try:
+        if len(line) > HELLO_BYTES:
+            raise NoRequest(f"a line before the hello has at most {HELLO_BYTES:,} bytes", "too-long")
+        request = decode_request(line)
+        if request["do"] != "hello":
+            raise ChatError('say who you are first: {"do":"hello","name":"bob"}', "not-yet")
+        if room.seat_of(request) is None:
+            stranger.others.wait_for_turn(stranger.network)
+        request["missed"] = room.find_missed(request)  # whatever a client may have called so
+        wait_for_rounds(room.fanout)
+        room.ask(member, request)
+    except ChatError as error:
+        # Nobody else sends to it yet, and a socket that is full already hears nothing.
+        member.out.send(encode(room.error(error, request.get("id", error.id))))
+        return error
+    stranger.come_in()
     return None
 
 
-def serve_member(room, member, arriving, lines, rate):
-    """Carry out the requests of a member until it leaves."""
-    allowance, refused = Allowance(rate) if rate else None, 0
-    for block in itertools.chain([lines], map(lines_of, arriving)):
+def serve_member(room, member, receive, rest, rate):
+    """Carry out the requests of a member until it leaves; this rest of what came with its hello is the first."""
+    allowance, refusals = Allowance(rate) if rate else None, Refusals()
+    for block in map(lines_of, blocks(_metered(room, member, receive, allowance), LINE_BYTES, rest)):
         if member.left:
-            continue  # but read on, as in _linger
-        step = rate or len(block) or 1
+            continue  # but read on, as a stranger lingers
+        step = rate or len(block)
         for start in range(0, len(block), step):
             part = block[start:start + step]
             wait_for_rounds(room.fanout)
-            refused += act(room, member, part)
-            if refused >= REFUSED_LINES:
-                _remove(room, member, f"{REFUSED_LINES} of your lines could not be understood")
+            cost = act(room, member, part, refusals)
             room.flush()
             if allowance:
                 ahead = len(block) - start - len(part)
-                _hold_back(room, member, allowance.spend(_cost(room, part)), ahead / rate)
+                _hold_back(room, member, allowance.spend(cost), ahead / rate)
 
 
-def _cost(room, lines):
-    who = sum('"who"' in line for line in lines if line)  # a text may hold it too, and costs no less
-    return len(lines) + who * (len(room.people) // WHO_PEOPLE)
+def _metered(room, member, receive, allowance):
+    # What receives for somebody who has only so much of an allowance: bytes that never become a line cost as well.
+    def receive_slowly(size):
+        data = receive(size)
+        _hold_back(room, member, allowance.spend(len(data) / REQUEST_BYTES), 0)
+        return data
+
+    return receive_slowly if allowance else receive
 
 
 def _hold_back(room, member, wait, ahead):
@@ -2207,28 +2418,16 @@ def _remove(room, member, reason):
     room.ask(member, {"do": "leave", "why": "kicked", "text": reason})
 
 
-def _linger(reader, out):
-    # Closing on unread lines would take the last answer from the other side; it has a moment to go.
-    with contextlib.suppress(Exception):
-        out.shutdown(socket.SHUT_WR)
-        reader.settimeout(ENDING_SECONDS / 2)
-        for _ in range(64):
-            if not reader.recv(READ_BYTES[1]):
-                return
-
-
-def read_guest(room, member, rate):
+def read_guest(room, member, stranger, rate):
     """The thread of one connection, from its first byte to its last."""
     out, why = member.out, "lost"
-    reader = socket.socket(out.family, out.type, out.proto, fileno=out.fileno())
+    reader = stranger.reader = socket.socket(out.family, out.type, out.proto, fileno=out.fileno())
     try:
-        reader.settimeout(HELLO_SECONDS)
-        arriving = blocks(reader.recv, LINE_BYTES)
-        lines = await_hello(room, member, arriving)
-        if lines is not None:
+        rest = await_hello(room, member, stranger, stranger.receive)
+        if rest is not None:
             reader.settimeout(SILENCE_SECONDS if member.back else IDLE_SECONDS)
             room.flush()
-            serve_member(room, member, arriving, lines, rate)
+            serve_member(room, member, stranger.receive, rest, rate)
         why = "left"
     except OSError:
         pass  # the connection broke, or said nothing for too long: "lost" says so
@@ -2236,7 +2435,7 @@ def read_guest(room, member, rate):
         room.fail(error)
     finally:
         if member.seat is None:
-            _linger(reader, out)
+            stranger.linger()
         reader.detach()
         if member.seat is None:
             out.close()
@@ -2829,6 +3028,7 @@ class Server:
         self.room, self.listener, self.rate = room, listener, rate
         self.address = listener.getsockname()[:2]
         self.caretaker = Caretaker(room)
+        self.strangers = Strangers(bool(rate))
         self.guests = set()  # members, and who may become one, whose threads run
         self.warned = -60.0  # when the console was last told that there is no room for more
 
@@ -2854,32 +3054,35 @@ class Server:
             return
         out.setblocking(False)
         tune(out)
-        guest = Member(out, address[0].replace("::ffff:", ""))
+        guest = Member(out, re.sub(r"^::ffff:(?=[0-9.]+$)", "", address[0]))
+        stranger = Stranger(out, guest.address, self.strangers)
         self.guests.add(guest)
         try:
             # Without a Thread object, which would cost each person a quarter more memory.
-            _thread.start_new_thread(self._run_guest, (guest,))
+            _thread.start_new_thread(self._run_guest, (guest, stranger))
         except (RuntimeError, MemoryError):
             self.guests.discard(guest)
+            self.strangers.remove(stranger)
             out.close()
             self._too_many("no more threads")
 
     def _too_many(self, reason):
-        # Who is inside stays served; the pause keeps the loop from spinning.
+        # Who is inside stays served; the pause keeps the loop from spinning, and gives who has to go the time for it.
         now = time.monotonic()
         if now - self.warned >= 60:
             self.warned = now
             self.room.ask(self.room.host, {"do": "notice", "text": "this computer cannot take more connections at "
                                                                    f"the moment ({reason})"})
             self.room.flush()
-        time.sleep(0.2)
+        time.sleep(0.02 if self.strangers.dismiss_one() else 0.2)
 
-    def _run_guest(self, guest):
+    def _run_guest(self, guest, stranger):
         try:
-            read_guest(self.room, guest, self.rate)
+            read_guest(self.room, guest, stranger, self.rate)
         except Exception as error:
             self.room.fail(error)
         finally:
+            self.strangers.remove(stranger)
             self.guests.discard(guest)
 
     def stop(self):
