@@ -1,7 +1,7 @@
 """chat: a room for people on one network, in one file.
 
     python chat.pyz serve                       open a room on this computer
-    python chat.pyz serve --lan --open          ... for everyone on this network
+    python chat.pyz serve --lan                 ... for people with the code; with --open for everyone on this network
     python chat.pyz join 192.168.1.5 --name bob take part
     python chat.pyz replay FILE                 watch a recorded session again
 
@@ -20,6 +20,7 @@ The words used throughout, here as in the help and on the wire:
     round     one pass of the fan-out: take what is new, write it, send it to everyone
     in step   a member that was sent every chunk; lag: what the others still have to be sent
     letter    a reply on its way to one member, outside the log
+    code      what lets one into a private room: it names the certificate of its server and the key of the room
     view      what one person knows: who they are, who is here, what is history
     recording the session file while it is written; tape: the same while it is played or made a report of
     scene     an event with the moment at which it was seen and the name of who saw it
@@ -145,6 +146,11 @@ RETRY_PAUSES = 0.5, 10.0  # seconds between attempts to connect again, at first 
 PATIENCE_SECONDS = 60.0  # for which a script goes on with that; a person at a terminal decides alone
 NAME_TRIES = 5  # until a server that refuses every name is left alone
 SILENCE_SECONDS = 24.0  # without any, after which a link is dead: both ends are to know within 30
+STRETCH = 100_000  # rounds of hashing: what a code says of a certificate is so much dearer to forge
+GUESSES = 5, 30  # wrong keys, from one address and in all, that are answered
+GUESS_SECONDS = 60.0  # ... in such a time
+RECORD_BYTES = 16 << 10  # what TLS encrypts at a time
+SEALED_BYTES = 64 << 10  # that may come, or wait, without a word in it: a handshake, new keys over and over
 KEPT_BYTES = 1 << 20  # of replies that wait for somebody, until they are known to have come
 BACKLOG_BYTES = 1 << 20  # of lines kept for the recording while it fails: minutes of talk
 
@@ -359,7 +365,8 @@ REPLIES = {
 }
 # What any of these may have besides: whoever comes back tells what they have had so far, and is told where they are.
 OPTIONAL = {
-    "hello": {"back": TRUE, "token": STRING, "session": STRING, "run": STRING, "last": COUNT, "had": COUNT},
+    "hello": {"back": TRUE, "token": STRING, "session": STRING, "run": STRING, "last": COUNT, "had": COUNT,
+              "proof": STRING},
     "ping": {"had": COUNT},
     "welcome": {"seat": COUNT, "token": STRING, "run": STRING, "since": COUNT},
     "who": {"away": AWAY},
@@ -996,6 +1003,183 @@ class Secrets:
         return seat if seat <= self.since(run) else None
 
 
+# --- the certificate ---
+
+# The curve P-256, on which a key is a number and what the world sees of it a point: the base, added up so many times.
+PRIME = 2**256 - 2**224 + 2**192 + 2**96 - 1
+ORDER = 0xffffffff00000000ffffffffffffffffbce6faada7179e84f3b9cac2fc632551
+BASE = (0x6b17d1f2e12c4247f8bce6e563a440f277037d812deb33a0f4a13945d898c296,
+        0x4fe342e2fe1a7f9b8ee7eb4a7c0f9e162bce33576b315ececbb6406837bf51f5)
+EC_KEY, CURVE, SIGNED, NAMED = map(bytes.fromhex, (  # how certificates name these things
+    "06072a8648ce3d0201", "06082a8648ce3d030107", "06082a8648ce3d040302", "0603550403"))
+
+
+def _add_points(one, other):
+    (x, y), (u, v) = one, other
+    slope = 3 * (x * x - 1) * pow(2 * y, -1, PRIME) if one == other else (v - y) * pow(u - x, -1, PRIME)
+    w = (slope * slope - x - u) % PRIME
+    return w, (slope * (x - w) - y) % PRIME
+
+
+def _point(number):
+    total, power = None, BASE
+    while number:
+        if number & 1:
+            total = _add_points(total, power) if total else power
+        power = _add_points(power, power)
+        number >>= 1
+    return total
+
+
+def _der(tag, *parts):
+    # One value as certificates write it: what it is, how long, and its parts.
+    body = b"".join(parts)
+    size = len(body).to_bytes((len(body).bit_length() + 7) // 8, "big")
+    return bytes([tag, len(body)] if len(body) < 128 else [tag, 128 + len(size), *size]) + body
+
+
+def _der_number(number):
+    return _der(2, number.to_bytes(number.bit_length() // 8 + 1, "big"))
+
+
+def make_certificate():
+    """A certificate that vouches for itself, and its key, as the bytes of two DER structures."""
+    import hashlib
+
+    # Valid for all times, since clocks are wrong; nobody trusts it for what it says, only for its hash in a code. That
+    # this arithmetic takes longer for some numbers tells nobody anything: each key signs once, before anybody knows it.
+    key, nonce = (int.from_bytes(os.urandom(48), "big") % (ORDER - 1) + 1 for _ in range(2))
+    public = _der(3, b"\0\4", *[part.to_bytes(32, "big") for part in _point(key)])
+    name, signed = _der(0x30, _der(0x31, _der(0x30, NAMED, _der(12, b"chat")))), _der(0x30, SIGNED)
+    times = _der(0x30, _der(23, b"700101000000Z"), _der(24, b"99991231235959Z"))
+    serial = _der_number(int.from_bytes(os.urandom(8), "big"))
+    body = _der(0x30, serial, signed, name, times, name, _der(0x30, _der(0x30, EC_KEY, CURVE), public))
+    r = _point(nonce)[0] % ORDER
+    s = pow(nonce, -1, ORDER) * (int(hashlib.sha256(body).hexdigest(), 16) + r * key) % ORDER
+    signature = _der(3, b"\0", _der(0x30, _der_number(r), _der_number(s)))
+    return (_der(0x30, body, signed, signature),
+            _der(0x30, _der_number(1), _der(4, key.to_bytes(32, "big")), _der(0xa0, CURVE), _der(0xa1, public)))
+
+
+def open_context(end):
+    """What TLS is to be like here, for the "SERVER" or the "CLIENT" end."""
+    try:
+        import ssl
+    except ImportError:
+        raise ChatError("this Python lacks the module ssl, without which nothing can be encrypted; an open room needs "
+                        "none") from None
+    context = ssl.SSLContext(getattr(ssl, f"PROTOCOL_TLS_{end}"))
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # the code says whom to trust
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_TICKET | getattr(ssl, "OP_NO_RENEGOTIATION", 0)
+    return context
+
+
+def _use_certificate(path):
+    # What encrypts with the certificate in this file, and the certificate itself, as the other end of a link sees it.
+    import ssl
+
+    context = open_context("SERVER")
+    context.num_tickets = 0  # nobody resumes, and each would cost a send
+    context.load_cert_chain(path, password="")  # without one it would ask for it
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    server, client = context.wrap_bio(there, back, True), open_context("CLIENT").wrap_bio(back, there)
+    for end in (client, server, client, server, client):
+        with contextlib.suppress(ssl.SSLWantReadError):
+            end.do_handshake()
+    return context, client.getpeercert(True)
+
+
+def _make_pem():
+    import base64
+
+    texts = [f"-----BEGIN {kind}-----\n{base64.encodebytes(data).decode()}-----END {kind}-----\n"
+             for kind, data in zip(("CERTIFICATE", "EC PRIVATE KEY"), make_certificate())]
+    return "".join(texts).encode()
+
+
+class Identity:
+    """The certificate by which people know that they have reached this computer, and what encrypts with it."""
+
+    def __init__(self):
+        import hashlib
+
+        path = os.path.join(state_folder(), "identity.pem")
+        try:
+            self.context, certificate = _use_certificate(path)
+        except (OSError, ValueError):  # there is none, or it is damaged
+            self.context, certificate = self._renew(path)
+        self.digest = hashlib.sha256(certificate).digest()
+        self.pin = stretch(self.digest)
+
+    def _renew(self, path):
+        # Read from a file that is only ours for a moment: in its place none may be possible, or be another server's that
+        # begins just now.
+        import tempfile
+
+        pem = _make_pem()
+        with tempfile.TemporaryDirectory() as folder:
+            made = os.path.join(folder, "identity.pem")
+            keep_private(made, pem)
+            found = _use_certificate(made)
+        with contextlib.suppress(OSError):  # then it lives as long as this process
+            keep_private(path, pem)
+        return found
+
+
+# --- the code ---
+
+LETTERS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # none that is easily taken for another
+ALIKE = str.maketrans("OILoil", "011011", "- ")
+
+
+def spell(number, count):
+    """A number as so many letters of a code, 5 bits each."""
+    return "".join([LETTERS[number >> 5 * place & 31] for place in reversed(range(count))])
+
+
+def check_letter(letters):
+    """The letter that makes a code complete: no single wrong letter and no two swapped ones leave it right."""
+    doubled = [LETTERS.index(letter) * (1 + (place + len(letters)) % 2) for place, letter in enumerate(letters)]
+    return LETTERS[-sum(value // 32 + value % 32 for value in doubled) % 32]
+
+
+def stretch(digest):
+    """What a code says of the certificate with this hash: 50 bits, dear to compute, as whoever forges one must often."""
+    import hashlib
+
+    return spell(int.from_bytes(hashlib.pbkdf2_hmac("sha256", digest, b"chat certificate", STRETCH)[:7], "big") >> 6, 10)
+
+
+def prove(key, digest):
+    """The proof that one knows the key of a room, of use only to the server with the certificate of this hash."""
+    import hmac
+
+    return hmac.new(key.to_bytes(5, "big"), b"chat proof" + digest, "sha256").hexdigest()
+
+
+class Code(collections.namedtuple("Code", "pin key")):
+    """What one must know to come into a private room: the certificate's stretched hash, in letters, and the key."""
+
+    def __str__(self):
+        letters = self.pin + spell(self.key, 7)
+        letters += check_letter(letters)
+        return "-".join([letters[:6], letters[6:12], letters[12:]])
+
+    @classmethod
+    def read(cls, text):
+        """The code that somebody has typed; raises a ChatError if it is none."""
+        letters = text.translate(ALIKE).upper()
+        if len(letters) != 18 or not set(letters) <= set(LETTERS):
+            raise ChatError("a code is 18 letters and digits, such as K7Q2MX-9D3FTA-XW4P0C")
+        if check_letter(letters[:-1]) != letters[-1]:
+            raise ChatError("this code has a mistyped letter")
+        key = 0
+        for letter in letters[10:17]:
+            key = key << 5 | LETTERS.index(letter)
+        return cls(letters[:10], key)
+
+
 # === log ==========================================================================================
 # The one idea as a class. Events get their number, time and place here and nowhere else. The events of a
 # round are one chunk, and the chunks hang on one another like a chain: whoever is not up to date holds a
@@ -1268,6 +1452,7 @@ class Fanout:
         self.lock, self.log, self.ask = lock, log, ask
         self.wake = lambda: None  # calls the caretaker, if there is one
         self.spoken = threading.Event()  # set after each round with something new, for the console
+        self.remarks = collections.deque(maxlen=CONSOLE_LINES)  # for the console alone
         self.baton = threading.Lock()
         # Under the lock:
         self.work = Work([], [], [], [])
@@ -1504,6 +1689,11 @@ class Room:
         """The reply that carries a ChatError."""
         return {"re": "error", "t": round(self.log.t, 3), "code": error.code, "text": str(error), "id": id,
                 "name": error.name}
+
+    def remark(self, text):
+        """Have the host told something that is nobody else's business, and in no file."""
+        self.fanout.remarks.append(text)
+        self.fanout.spoken.set()
 
     def bury(self, member):
         """Have the socket of a member closed that has left and whose reader is gone."""
@@ -1937,6 +2127,208 @@ def act(room, member, lines):
     return refused
 
 
+class Tls:
+    """One end of an encrypted link: makes of what is said what is sent, and the other way round; knows no socket."""
+
+    # OpenSSL does not bear two threads in one link. So whoever reads and whoever sends takes this lock, and nobody waits
+    # for anything while they hold it. What it has to say on its own goes out before the next that is said.
+
+    __slots__ = "lock", "end", "incoming", "outgoing", "idle", "over", "ended"
+
+    def __init__(self, context, server):
+        import ssl
+
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.end = context.wrap_bio(self.incoming, self.outgoing, server)
+        self.lock, self.idle = threading.Lock(), 0  # how many bytes came without a word in them
+        self.over = self.ended = False  # whether the other side has said that nothing follows, and whether this one has
+
+    def shake_hands(self, sock, until):
+        """Agree with the other side on how to encrypt, until this time; raises an OSError if they do not."""
+        import ssl
+
+        while True:
+            sock.settimeout(max(0.001, until - time.monotonic()))
+            try:
+                self.end.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                pass
+            finally:  # the last word is to go out, too, or the complaint
+                sock.sendall(self.outgoing.read())
+            self._take(sock.recv(READ_BYTES[0]))
+        if self.end.version() not in ("TLSv1.2", "TLSv1.3"):
+            raise ConnectionAbortedError("an old kind of encryption")
+
+    def _take(self, data):
+        # Whoever keeps this end busy without a word, or lets answers pile up, is cut.
+        self.incoming.write(data)
+        self.idle += len(data)
+        if not data or self.idle > SEALED_BYTES or self.outgoing.pending > RECORD_BYTES:
+            raise ConnectionAbortedError("nothing was said")
+
+    def encrypt(self, data):
+        """What is to be sent for this, with all that waits to be sent before it."""
+        with self.lock:
+            if data:  # some versions do not take nothing
+                self.end.write(data)
+            return self.outgoing.read()
+
+    def decrypt(self, data):
+        """What was said, now that these bytes have come; nothing if it is not whole yet, or `over`."""
+        import ssl
+
+        with self.lock:
+            if self.ended:
+                return data  # nobody listens any more, it only has to be taken off the wire
+            if data:
+                self._take(data)
+            words = []
+            try:
+                words.extend(iter(lambda: self.end.read(RECORD_BYTES), b""))
+                self.over = True
+            except ssl.SSLWantReadError:
+                self.idle = 0 if words else self.idle
+            except ssl.SSLZeroReturnError:
+                self.over = True
+        return b"".join(words)
+
+    def finish(self):
+        """What tells the other side that nothing follows."""
+        with self.lock, contextlib.suppress(OSError):
+            self.ended = True
+            self.end.unwrap()
+        return self.outgoing.read()
+
+
+class Sealed:
+    """A socket that encrypts: neither the fan-out nor who reads can tell it from a plain one."""
+
+    # While anything of what was taken waits here to be sent, its last byte counts as not taken: so who has sent all knows
+    # that nothing waits, and who has not comes again, beginning with that byte. `send` does not wait, for the holder of
+    # the baton on the server; `sendall` does, for the sender of a client; both belong to one thread at a time. `recv` is
+    # the reader's, who has a Sealed of its own with the same Tls.
+
+    __slots__ = "sock", "tls", "rest"
+
+    def __init__(self, sock, tls):
+        self.sock, self.tls, self.rest = sock, tls, b""
+
+    def __getattr__(self, name):
+        return getattr(self.sock, name)  # all else is as it is there
+
+    def dup(self):
+        """One more for the same link, as sockets do."""
+        return Sealed(self.sock.dup(), self.tls)
+
+    def send(self, data):
+        """Send what the system takes without waiting; returns how much of it that is."""
+        data, taken = memoryview(data), 0
+        try:
+            if self.rest:
+                self._push()
+                taken = 1  # this byte was in what waited
+            while taken < len(data):
+                piece = data[taken:taken + RECORD_BYTES]
+                self.rest = self.tls.encrypt(piece)
+                taken += len(piece)
+                self._push()
+        except BlockingIOError:
+            if taken < 2:
+                raise
+            taken -= 1
+        return taken
+
+    def _push(self):
+        while self.rest:
+            self.rest = self.rest[self.sock.send(self.rest):]
+
+    def sendall(self, data):
+        """Send all of this, and wait for it."""
+        self.sock.sendall(self.tls.encrypt(data))
+
+    def recv(self, size):
+        """Wait for something to be said; returns it, or nothing at the end."""
+        data = b""  # something may have come behind the handshake
+        while True:
+            words = self.tls.decrypt(data)
+            if words or self.tls.over:
+                return words
+            data = self.sock.recv(size)
+            if not data:
+                return b""
+
+    def shutdown(self, how):
+        """End one direction or both; the other side is told, if it still takes something."""
+        if how == socket.SHUT_WR:
+            with contextlib.suppress(OSError):
+                self.rest += self.tls.finish()
+                self._push()
+        self.sock.shutdown(how)
+
+
+class Gate:
+    """What a private room has before its door: who shows no key does not get as far as the room."""
+
+    # Every proof is looked at, however many are wrong, so that a right one always lets in. Guessing the key takes years
+    # all the same; answers, by which one notices mistakes, are for people, who make few.
+
+    def __init__(self, identity):
+        self.identity = identity
+        self.lock, self.wrong = threading.Lock(), collections.deque()  # (when, from which address), of those answered
+        self.told = float("-inf")  # when the host was last told
+
+    def code(self, room):
+        """The code that lets in at the moment."""
+        return Code(self.identity.pin, room.secrets.key)
+
+    def check(self, room, member, request):
+        """Refuse what neither proves that its writer knows the key nor has a token of this room."""
+        import hmac
+
+        right, given = prove(room.secrets.key, self.identity.digest), request.get("proof", "")
+        if request["do"] == "hello" and (hmac.compare_digest(given.encode(), right.encode()) or
+                                         room.secrets.seat_of(request.get("token", "")) is not None):
+            return
+        now = time.monotonic()
+        if self._may_answer(member.address, now):
+            raise ChatError("this room is private, and lets in only people with its code", "no-key")
+        if now - self.told > GUESS_SECONDS:
+            room.remark("somebody tries many wrong keys; they get no answer any more, and a right one still lets in")
+        self.told = now
+        raise ConnectionAbortedError("one wrong key too many")
+
+    def _may_answer(self, address, now):
+        with self.lock:
+            while self.wrong and self.wrong[0][0] < now - GUESS_SECONDS:
+                self.wrong.popleft()
+            some, all = GUESSES
+            answer = len(self.wrong) < all and sum(other == address for when, other in self.wrong) < some
+            if answer:
+                self.wrong.append((now, address))
+            return answer
+
+
+def open_door(room, member, reader, until):
+    """Wait for the first byte, and until this time for a handshake; returns what to receive from, None if that is all."""
+    # What is not meant for this room hears one line that tells nothing of it. Silence stays silence.
+    reader.settimeout(max(0.001, until - time.monotonic()))
+    first = reader.recv(1, socket.MSG_PEEK)
+    encrypted = first == b"\x16"  # how the first message of TLS begins
+    if encrypted and room.private:
+        tls = Tls(room.gate.identity.context, True)
+        tls.shake_hands(reader, until)
+        member.out = Sealed(member.out, tls)
+        return Sealed(reader, tls)
+    if first and encrypted == room.private:
+        return reader
+    if first:
+        error = (ChatError("this room is private: python3 chat.pyz join CODE@ADDRESS", "no-key") if room.private else
+                 ChatError("this room is open, and nothing in it is encrypted: join without a code"))
+        member.out.send(encode({**room.error(error), "t": 0.0}))
+    return None
+
+
 class Allowance:
     """How much one person may still ask for at the moment."""
 
@@ -1965,6 +2357,8 @@ def await_hello(room, member, arriving):
             request = {}
             try:
                 request = decode_request(line)
+                if room.private:
+                    room.gate.check(room, member, request)
                 if request["do"] != "hello":
                     raise ChatError('say who you are first: {"do":"hello","name":"bob"}', "not-yet")
                 room.find_missed(request)
@@ -1972,9 +2366,10 @@ def await_hello(room, member, arriving):
                 return lines[number + 1:]
             except ChatError as error:
                 refused += 1
-                # Nobody else sends to it yet, and a socket that is full already hears nothing.
-                member.out.send(encode(room.error(error, request.get("id", error.id))))
-                if refused == REFUSED_LINES:
+                # Nobody else sends to it yet, and a socket that is full already hears nothing. How old the session is is
+                # for people inside.
+                reply = encode({**room.error(error, request.get("id", error.id)), "t": 0.0})
+                if member.out.send(reply) < len(reply) or refused == REFUSED_LINES or error.code == "no-key":
                     return None
     return None
 
@@ -2028,11 +2423,11 @@ def _linger(reader, out):
 
 def read_guest(room, member, rate):
     """The thread of one connection, from its first byte to its last."""
-    out, why = member.out, "lost"
+    why, out = "lost", member.out
     reader = socket.socket(out.family, out.type, out.proto, fileno=out.fileno())
     try:
-        reader.settimeout(HELLO_SECONDS)
-        arriving = blocks(reader.recv, LINE_BYTES)
+        door = open_door(room, member, reader, time.monotonic() + HELLO_SECONDS)
+        reader, arriving = door or reader, blocks(door.recv, LINE_BYTES) if door else ()
         lines = await_hello(room, member, arriving)
         if lines is not None:
             reader.settimeout(SILENCE_SECONDS if member.back else IDLE_SECONDS)
@@ -2043,10 +2438,10 @@ def read_guest(room, member, rate):
         pass  # the connection broke, or said nothing for too long: "lost" says so
     finally:
         if member.seat is None:
-            _linger(reader, out)
+            _linger(reader, member.out)
         reader.detach()
         if member.seat is None:
-            out.close()
+            member.out.close()
         else:
             room.ask(member, {"do": "lose", "why": why})
             room.bury(member)
