@@ -1413,7 +1413,7 @@ class Kept:
     __slots__ = "last", "lines", "size"
 
     def __init__(self):
-        self.last, self.lines, self.size = 0, collections.deque(), 0  # the newest k; (k, line, seat of who told it)
+        self.last, self.lines, self.size = 0, [], 0  # the newest k; (k, line, seat of who told it)
 
     def add(self, fields, teller=None):
         """Number and keep a reply; returns its line."""
@@ -1427,8 +1427,9 @@ class Kept:
 
     def let_go(self, had):
         """Forget what has come, up to this number."""
-        while self.lines and self.lines[0][0] <= had:
-            self.size -= len(self.lines.popleft()[1])
+        count = sum(k <= had for k, line, teller in self.lines)
+        self.size -= sum(len(line) for k, line, teller in self.lines[:count])
+        del self.lines[:count]
 
 
 class Work(collections.namedtuple("Work", "coming parting letters gone")):
@@ -1647,9 +1648,8 @@ class Fanout:
 class Room:
     """Who is here, and what becomes of what they ask."""
 
-    # `ask` and the few methods behind it may be called by any thread; each takes the lock for a moment. What stands
-    # in DECISIONS is called with the lock held, and does this in this order: refuse, or append to the log, and only
-    # then change who is here. To carry out what was decided is up to whoever asked: `flush`.
+    # `ask` and the few methods behind it may be called by any thread; each takes the lock for a moment. With the lock
+    # held what stands in DECISIONS is called. To carry out what was decided is up to whoever asked: `flush`.
 
     def __init__(self, name="chat", history=HISTORY, max_people=0):
         self.history, self.max_people = history, max_people
@@ -1717,23 +1717,24 @@ class Room:
         self.ask(self.host, {"do": "notice", "text": text, "recorded": bool(recording)})
 
     def find_missed(self, request):
-        """Add to a hello what its sender has missed and is not in memory any more, as far as the file has it."""
+        """Where in the file what its sender has missed begins, as far as it is not in memory: (path, (offset, n))."""
         # The disk may be slow, so this is done by the one thread that needs it, before the room decides; and read
         # only piece by piece, when it can be sent.
-        if self._seat_of(request) is None:
-            return
-        last, recording = self._last_of(request), self.fanout.recording
+        if self.seat_of(request) is None:
+            return None
+        last, recording = self.last_of(request), self.fanout.recording
         with self.lock:
             place, first = self.log.after(last)
-        if first > last + 1 and recording:
-            with contextlib.suppress(OSError):
-                request["missed"] = recording.path, find_after(recording.path, last)
+        with contextlib.suppress(OSError):
+            found = find_after(recording.path, last) if first > last + 1 and recording else None
+            return (recording.path, found) if found and found[1] < first else None
 
-    def _seat_of(self, request):
+    def seat_of(self, request):
+        """The seat whose owner this hello comes from, by its token; None if it is not told, or not true."""
         return self.secrets.seat_of(request["token"]) if "token" in request else None
 
-    def _last_of(self, request):
-        # Up to which n somebody who comes back has all that still stands.
+    def last_of(self, request):
+        """Up to which n somebody who comes back has all that still stands."""
         return min(request.get("last", 0), self.secrets.since(request.get("run", "")), self.log.n)
 
     def release(self):
@@ -1803,173 +1804,193 @@ class Room:
             lines = "a private line" if told[other.seat] == 1 else f"{told[other.seat]} private lines"
             self.post(other, self.error(ChatError(f"{member.name} has gone without {lines} of yours", "nobody")))
 
-    # --- the decisions: what each request becomes; the lock is held ---
 
-    def _hello(self, member, request):
-        if member.seat is not None:
-            raise ChatError("you are in the room already")
-        if self.closed:
-            raise ChatError("this room is closed", "full")
-        seat = self._seat_of(request)
-        if seat in self.seats:
-            self._come_back(member, request, self.seats[seat])
-        else:
-            self._come_in(member, request, seat)
+# --- the decisions: what each request becomes; the lock is held ---
+# Each refuses, or appends to the log, and only then changes who is here.
 
-    def _come_in(self, member, request, before):
-        # `before` is the seat that they have had, if they come again after a while: then they are told what they missed.
-        name = check_name(request["name"])
-        key = name_key(name)
-        if self.max_people and len(self.people) >= self.max_people:
-            raise ChatError(f"this room is full: {self.max_people} people", "full")
-        self.check_free(key, name)
-        if before is None:
-            missed, (place, first) = (), self.log.history(self.history)
-        else:
-            missed, place, first = self._missed(request)
-        member.name, member.quoted, member.key, member.back = name, quote(name), key, request.get("back") is True
-        opening = self._opening(member, request, [*self.people.values(), member], self.log.n + 1)
-        self.log.append("join", who=name, **{"from": first, "back": member.back or None})
-        member.seat = self.log.n
-        self.people[key] = member
-        if member.back:
-            member.kept = Kept()
-            self.seats[member.seat] = member
-        self.fanout.work.coming.append((member, itertools.chain([opening], missed), place))
 
-    def _come_back(self, member, request, other):
-        # Somebody takes their seat again, and nobody is told, since nothing has happened. Both ends know by numbers what
-        # has come: all that the old link still carries is from now on refused.
-        missed, place, first = self._missed(request)
-        if other.away is None:
-            moved = ChatError("you have come in from elsewhere, and this link is closed", "elsewhere")
-            self.fanout.work.parting.append((other, None, encode(self.error(moved))))
-        for field in ("name", "quoted", "key", "seat", "muted", "back", "kept"):
-            setattr(member, field, getattr(other, field))
-        other.left = True
-        self.people[member.key] = self.seats[member.seat] = member
-        self.held.pop(member.seat, None)
-        if request.get("run") == self.secrets.run:  # else these are numbers of replies that no one has any more
-            member.kept.let_go(request.get("had", 0))
-        opening = self._opening(member, request, self.people.values(), member.seat)
-        self.fanout.work.coming.append((member, itertools.chain([opening], missed), place))
-        self.fanout.work.letters.extend([(member, line) for k, line, teller in member.kept.lines])
+def _decide_hello(room, member, request):
+    if member.seat is not None:
+        raise ChatError("you are in the room already")
+    if room.closed:
+        raise ChatError("this room is closed", "full")
+    seat = room.seat_of(request)
+    if seat in room.seats:
+        _come_back(room, member, request, room.seats[seat])
+    else:
+        _come_in(room, member, request, seat)
 
-    def _missed(self, request):
-        # What somebody has missed: the lines that are only in the file, the place in the log where the others begin, and
-        # the first n of all that. Where it jumps, lines are gone for good.
-        place, first = self.log.after(self._last_of(request))
-        path, found = request.get("missed", (None, None))
-        if not found or found[1] >= first:
-            return (), place, first
-        return read_between(path, found[0], first), place, found[1]
 
-    def _opening(self, member, request, people, seat):
-        # The first two lines for somebody who comes, to this seat.
-        more = {"recorded": True if self.fanout.recording else None}
-        if member.back:
-            since = self.secrets.since(request.get("run", ""))
-            more.update(seat=seat, token=self.secrets.token(seat), run=self.secrets.run, since=min(since, self.log.n))
-        more["id"] = request.get("id")
-        quoted = ",".join([other.quoted for other in people])
-        return encode_welcome(self.log.seconds(), member.quoted, self.log.n, quoted, more) + self.log.session_line
+def _come_in(room, member, request, before):
+    # `before` is the seat that they have had, if they come again after a while: then they are told what they missed.
+    name = check_name(request["name"])
+    key = name_key(name)
+    if room.max_people and len(room.people) >= room.max_people:
+        raise ChatError(f"this room is full: {room.max_people} people", "full")
+    room.check_free(key, name)
+    if before is None:
+        missed, (place, first) = (), room.log.history(room.history)
+    else:
+        missed, place, first = _missed(room, request)
+    member.name, member.quoted, member.key, member.back = name, quote(name), key, request.get("back") is True
+    opening = _opening(room, member, request, [*room.people.values(), member], room.log.n + 1)
+    room.log.append("join", who=name, **{"from": first, "back": member.back or None})
+    member.seat = room.log.n
+    room.people[key] = member
+    if member.back:
+        member.kept = Kept()
+        room.seats[member.seat] = member
+    room.fanout.work.coming.append((member, itertools.chain([opening], missed), place))
 
-    def _talk(self, member, request):
-        # say and me requests come as many as arrived together, and become one batch: a busy room is made of these.
-        said = request["said"]
-        if member.muted:
-            said = [one for one in said if not self.is_muted(member, one.get("id"))]
-        if said:
-            self.log.append_talk(member.quoted, said)
 
-    def _tell(self, member, request):
-        if self.is_muted(member, request.get("id")):
-            return
-        other = self.find(request["to"])
-        letter = {"re": "tell", "t": self.log.seconds(), "who": member.name, "to": other.name, "text": request["text"]}
-        if other.away is not None and other.kept.size + len(encode(letter)) > KEPT_BYTES:
-            raise ChatError(f"{other.name} has no link, and so much waits for them already", "nobody")
-        self.post(member, {**letter, "id": request.get("id")})
-        if other is not member:
-            self.post(other, letter, member.seat)
+def _come_back(room, member, request, other):
+    # Somebody takes their seat again, and nobody is told, since nothing has happened. Both ends know by numbers what
+    # has come: all that the old link still carries is from now on refused.
+    missed, place, first = _missed(room, request)
+    if other.away is None:
+        moved = ChatError("you have come in from elsewhere, and this link is closed", "elsewhere")
+        room.fanout.work.parting.append((other, None, encode(room.error(moved))))
+    for field in ("name", "quoted", "key", "seat", "muted", "back", "kept"):
+        setattr(member, field, getattr(other, field))
+    other.left = True
+    room.people[member.key] = room.seats[member.seat] = member
+    room.held.pop(member.seat, None)
+    if request.get("run") == room.secrets.run:  # else these are numbers of replies that no one has any more
+        member.kept.let_go(request.get("had", 0))
+    opening = _opening(room, member, request, room.people.values(), member.seat)
+    room.fanout.work.coming.append((member, itertools.chain([opening], missed), place))
+    room.fanout.work.letters.extend([(member, line) for k, line, teller in member.kept.lines])
 
-    def _nick(self, member, request):
-        name = check_name(request["name"])
-        key = name_key(name)
-        if name == member.name:
-            raise ChatError(f"your name is {name} already", "bad-name")
-        if key != member.key:
-            self.check_free(key, name)
-        self.log.append("nick", who=member.name, name=name, id=request.get("id"))
-        del self.people[member.key]
-        member.name, member.quoted, member.key = name, quote(name), key
-        self.people[key] = member
 
-    def _who(self, member, request):
-        people, t = [other.name for other in self.people.values()], self.log.seconds()
-        away = {other.name: int(t - other.away) for other in self.held.values()} or None
-        self.post(member, {"re": "who", "t": t, "people": people, "away": away, "id": request.get("id")})
+def _missed(room, request):
+    # What somebody has missed: the lines that are only in the file, the place in the log where the others begin, and
+    # the first n of all that. Where it jumps, lines are gone for good.
+    place, first = room.log.after(room.last_of(request))
+    if not request.get("missed"):
+        return (), place, first
+    path, (offset, n) = request["missed"]
+    return read_between(path, offset, first), place, n
 
-    def _ping(self, member, request):
-        if member.back:
-            member.kept.let_go(request.get("had", 0))
-        self.post(member, {"re": "pong", "t": self.log.seconds(), "id": request.get("id")})
 
-    def _bye(self, member, request):
-        self.part(member, "left", id=request.get("id"))
+def _opening(room, member, request, people, seat):
+    # The first two lines for somebody who comes, to this seat.
+    more = {"recorded": True if room.fanout.recording else None}
+    if member.back:
+        since = room.secrets.since(request.get("run", ""))
+        more.update(seat=seat, token=room.secrets.token(seat), run=room.secrets.run, since=min(since, room.log.n))
+    more["id"] = request.get("id")
+    quoted = ",".join([other.quoted for other in people])
+    return encode_welcome(room.log.seconds(), member.quoted, room.log.n, quoted, more) + room.log.session_line
 
-    def _leave(self, member, request):
-        self.part(member, request["why"], request.get("text"))
 
-    def _lose(self, member, request):
-        # A link is lost. Who can come back keeps the seat for a while, as if nothing had happened.
-        if not member.back:
-            self.part(member, request["why"], request.get("text"))
-        elif member.away is None:
-            member.away = self.log.seconds()
-            self.held[member.seat] = member
-            if request["why"] == "slow":
-                self.fanout.work.parting.append((member, None, encode(self.error(ChatError(request["text"], "slow")))))
+def _decide_talk(room, member, request):
+    # say and me requests come as many as arrived together, and become one batch: a busy room is made of these.
+    said = request["said"]
+    if member.muted:
+        said = [one for one in said if not room.is_muted(member, one.get("id"))]
+    if said:
+        room.log.append_talk(member.quoted, said)
 
-    def _gone(self, host, request):
-        # Somebody who was inside when an earlier run of this server died.
-        if not request["back"]:
-            return self.log.append("leave", who=request["who"], why="lost")
-        member, name = Member(None), request["who"]
-        member.name, member.quoted, member.key, member.seat = name, quote(name), name_key(name), request["seat"]
-        member.back, member.kept, member.away = True, Kept(), self.log.seconds()
-        self.people[member.key] = self.seats[member.seat] = self.held[member.seat] = member
 
-    def _kick(self, host, request):
-        self.part(self.find(request["to"]), "kicked", request["text"])
+def _decide_tell(room, member, request):
+    if room.is_muted(member, request.get("id")):
+        return
+    other = room.find(request["to"])
+    letter = {"re": "tell", "t": room.log.seconds(), "who": member.name, "to": other.name, "text": request["text"]}
+    if other.away is not None and other.kept.size + len(encode(letter)) > KEPT_BYTES:
+        raise ChatError(f"{other.name} has no link, and so much waits for them already", "nobody")
+    room.post(member, {**letter, "id": request.get("id")})
+    if other is not member:
+        room.post(other, letter, member.seat)
 
-    def _mute(self, host, request):
-        member, minutes = self.find(request["to"]), request["minutes"]
-        text = f"is muted for {minutes} min" if minutes else "is no longer muted"
-        self.log.append("notice", text=f"{member.name} {text}")
-        member.muted = self.log.t + 60 * minutes if minutes else 0.0
 
-    def _announce(self, host, request):
-        self.log.append(request["do"], text=request["text"], recorded=request.get("recorded"))
+def _decide_nick(room, member, request):
+    name = check_name(request["name"])
+    key = name_key(name)
+    if name == member.name:
+        raise ChatError(f"your name is {name} already", "bad-name")
+    if key != member.key:
+        room.check_free(key, name)
+    room.log.append("nick", who=member.name, name=name, id=request.get("id"))
+    del room.people[member.key]
+    member.name, member.quoted, member.key = name, quote(name), key
+    room.people[key] = member
 
-    def _end(self, host, request):
-        place, last = self.log.end, self.log.append("end")
-        for member in self.people.values():
-            self.fanout.work.parting.append((member, place, last))
-            member.left = True
-        self.people.clear()
-        self.seats.clear()
-        self.held.clear()
-        self.fanout.patience, host.left = ENDING_SECONDS, True
+
+def _decide_who(room, member, request):
+    people, t = [other.name for other in room.people.values()], room.log.seconds()
+    away = {other.name: int(t - other.away) for other in room.held.values()} or None
+    room.post(member, {"re": "who", "t": t, "people": people, "away": away, "id": request.get("id")})
+
+
+def _decide_ping(room, member, request):
+    if member.back:
+        member.kept.let_go(request.get("had", 0))
+    room.post(member, {"re": "pong", "t": room.log.seconds(), "id": request.get("id")})
+
+
+def _decide_bye(room, member, request):
+    room.part(member, "left", id=request.get("id"))
+
+
+def _decide_leave(room, member, request):
+    room.part(member, request["why"], request.get("text"))
+
+
+def _decide_lose(room, member, request):
+    # A link is lost. Who can come back keeps the seat for a while, as if nothing had happened.
+    if not member.back:
+        room.part(member, request["why"], request.get("text"))
+    elif member.away is None:
+        member.away = room.log.seconds()
+        room.held[member.seat] = member
+        if request["why"] == "slow":
+            room.fanout.work.parting.append((member, None, encode(room.error(ChatError(request["text"], "slow")))))
+
+
+def _decide_gone(room, host, request):
+    # Somebody who was inside when an earlier run of this server died.
+    if not request["back"]:
+        return room.log.append("leave", who=request["who"], why="lost")
+    member, name = Member(None), request["who"]
+    member.name, member.quoted, member.key, member.seat = name, quote(name), name_key(name), request["seat"]
+    member.back, member.kept, member.away = True, Kept(), room.log.seconds()
+    room.people[member.key] = room.seats[member.seat] = room.held[member.seat] = member
+
+
+def _decide_kick(room, host, request):
+    room.part(room.find(request["to"]), "kicked", request["text"])
+
+
+def _decide_mute(room, host, request):
+    member, minutes = room.find(request["to"]), request["minutes"]
+    text = f"is muted for {minutes} min" if minutes else "is no longer muted"
+    room.log.append("notice", text=f"{member.name} {text}")
+    member.muted = room.log.t + 60 * minutes if minutes else 0.0
+
+
+def _decide_announce(room, host, request):
+    room.log.append(request["do"], text=request["text"], recorded=request.get("recorded"))
+
+
+def _decide_end(room, host, request):
+    place, last = room.log.end, room.log.append("end")
+    for member in room.people.values():
+        room.fanout.work.parting.append((member, place, last))
+        member.left = True
+    room.people.clear()
+    room.seats.clear()
+    room.held.clear()
+    room.fanout.patience, host.left = ENDING_SECONDS, True
 
 
 # What a person can ask stands in REQUESTS, of which say and me come as talk; the door lets nothing else in.
 # A member's thread and the fan-out ask lose, the fan-out and the host notice, only the host the rest.
 DECISIONS = {
-    "hello": Room._hello, "talk": Room._talk, "tell": Room._tell, "nick": Room._nick, "who": Room._who,
-    "ping": Room._ping, "bye": Room._bye, "leave": Room._leave, "lose": Room._lose, "gone": Room._gone,
-    "kick": Room._kick,
-    "mute": Room._mute, "notice": Room._announce, "mark": Room._announce, "end": Room._end}
+    "hello": _decide_hello, "talk": _decide_talk, "tell": _decide_tell, "nick": _decide_nick, "who": _decide_who,
+    "ping": _decide_ping, "bye": _decide_bye, "leave": _decide_leave, "lose": _decide_lose, "gone": _decide_gone,
+    "kick": _decide_kick, "mute": _decide_mute, "notice": _decide_announce, "mark": _decide_announce,
+    "end": _decide_end}
 
 
 # === view =========================================================================================
@@ -2361,7 +2382,7 @@ def await_hello(room, member, arriving):
                     room.gate.check(room, member, request)
                 if request["do"] != "hello":
                     raise ChatError('say who you are first: {"do":"hello","name":"bob"}', "not-yet")
-                room.find_missed(request)
+                request["missed"] = room.find_missed(request)  # whatever a client may have called so
                 room.ask(member, request)
                 return lines[number + 1:]
             except ChatError as error:
@@ -3261,11 +3282,12 @@ class Console:
         self.screen.show(help_lines(CONSOLE_COMMANDS))
 
     def _who(self):
-        people = list(self.room.people.values())
+        with self.room.lock:
+            people, now = list(self.room.people.values()), self.room.log.seconds()
         self.say_here(f"{len(people)} here")
         for member in people:
-            self.screen.show([[(name_style(member.name), f"   {clean_row(member.name)}"),
-                               ("time", f" from {member.address}")]])
+            where = f" from {member.address}" if member.away is None else f" (no link for {now - member.away:.0f} s)"
+            self.screen.show([[(name_style(member.name), f"   {clean_row(member.name)}"), ("time", where)]])
 
     def _kick(self, name, reason="the host removed you"):
         self.ask("kick", to=name, text=reason)
@@ -3433,13 +3455,18 @@ class Connection:
                 data = self.reader.recv(size)
             except socket.timeout:
                 data = None
-            now = time.monotonic()
+            now, quiet = time.monotonic(), self.quiet()
             if now > (self.until or self.heard + SILENCE_SECONDS):
                 raise socket.timeout
+            self.heard = self.heard if data is None else now
+            if quiet > QUIET_SECONDS:
+                self.idle()
             if data is not None:
-                self.heard = now
                 return data
-            self.idle()
+
+    def quiet(self):
+        """For how many seconds nothing has come."""
+        return time.monotonic() - self.heard
 
     def batches(self):
         """Yield what arrives, as lists of (line, event), until the connection ends."""
@@ -3751,10 +3778,9 @@ class Link:
 
     def trouble(self):
         """What is not as it should be, for people; empty if all is well."""
-        now = time.monotonic()
-        silent = now - self.connection.heard if self.connection else 0.0
-        return {"in": f"no answer for {silent:.0f} s" if silent > QUIET_SECONDS else "", "trying": "connecting",
-                "lost": f"no link, next try in {max(0.0, self.try_at - now):.0f} s", "catching": "catching up",
+        wait, quiet = max(0.0, self.try_at - time.monotonic()), self.connection.quiet()
+        return {"in": f"no answer for {quiet:.0f} s" if quiet > QUIET_SECONDS else "",
+                "lost": f"no link, next try in {wait:.0f} s", "trying": "connecting", "catching": "catching up",
                 }.get(self.state, "leaving")
 
     def retry(self):
@@ -3985,33 +4011,6 @@ class Client:
                                             "not all that was entered is known to have arrived")
         self._end_recording()
 
-    # --- the commands that are more than a request ---
-
-    def _help(self):
-        self.screen.show(help_lines(COMMANDS))
-
-    def _reply(self, text):
-        if not self.last_teller:
-            raise ChatError("nobody has told you anything yet")
-        self.request("tell", to=self.last_teller, text=text)
-
-    def _ignore(self, name):
-        self.ignored ^= {name_key(name)}
-        state = "hidden from you; the same again undoes it" if name_key(name) in self.ignored else "shown again"
-        self.say_here(f"{clean_row(name)} is {state}")
-
-    def _quiet(self, switch):
-        self.quiet = one_of(("on", "off"), switch) == "on"
-        self.say_here(f"who comes and goes is {'hidden' if self.quiet else 'shown'}")
-
-    def _ring(self, when):
-        self.bell = one_of(("on", "off", "all"), when)
-        self.say_here(f"bell: {when}")
-
-    def _quit(self):
-        self.link.parting = True
-        self.changed()
-
     # --- what the input line shows ---
 
     def prompt(self):
@@ -4031,24 +4030,62 @@ class Client:
         return complete(before, COMMANDS, list(self.view.people))
 
 
+# --- the commands ---
+
+
+def _help(client):
+    client.screen.show(help_lines(COMMANDS))
+
+
+def _reply(client, text):
+    if not client.last_teller:
+        raise ChatError("nobody has told you anything yet")
+    client.request("tell", to=client.last_teller, text=text)
+
+
+def _ignore(client, name):
+    client.ignored ^= {name_key(name)}
+    state = "hidden from you; the same again undoes it" if name_key(name) in client.ignored else "shown again"
+    client.say_here(f"{clean_row(name)} is {state}")
+
+
+def _quiet(client, switch):
+    client.quiet = one_of(("on", "off"), switch) == "on"
+    client.say_here(f"who comes and goes is {'hidden' if client.quiet else 'shown'}")
+
+
+def _ring(client, when):
+    client.bell = one_of(("on", "off", "all"), when)
+    client.say_here(f"bell: {when}")
+
+
+def _quit(client):
+    client.link.parting = True
+    client.changed()
+
+
 def _ask_for(do):
     # A command that is just this request: its words are the fields, in their order.
     return lambda client, *words: client.request(do, **dict(zip(REQUESTS[do], words)))
 
 
 COMMANDS = {
-    "help": Command("", "this list; begin a line with // to say something that begins with /", Client._help),
+    "help": Command("", "this list; begin a line with // to say something that begins with /", _help),
     "who": Command("", "who is here", _ask_for("who")),
     "me": Command("TEXT", "say what you do: * bob waves", _ask_for("me")),
     "tell": Command("NAME TEXT", "say something to one person only", _ask_for("tell")),
-    "r": Command("TEXT", "answer the last private line", Client._reply),
+    "r": Command("TEXT", "answer the last private line", _reply),
     "nick": Command("NAME", "take another name", _ask_for("nick")),
-    "ignore": Command("NAME", "hide what this person says, or show it again", Client._ignore),
-    "quiet": Command("on|off", "hide who comes, goes and is renamed", Client._quiet),
-    "bell": Command("on|off|all", "ring when you are called, never, or at every line", Client._ring),
+    "ignore": Command("NAME", "hide what this person says, or show it again", _ignore),
+    "quiet": Command("on|off", "hide who comes, goes and is renamed", _quiet),
+    "bell": Command("on|off|all", "ring when you are called, never, or at every line", _ring),
     "times": Command("short|long|off", "how times are shown; F2 goes round", Client.set_times),
-    "quit": Command("", "leave the room", Client._quit),
+    "quit": Command("", "leave the room", _quit),
 }
+
+
+def _interrupt():
+    raise KeyboardInterrupt
 
 
 def join(address="", name=None, log=None, times=TIMES[0]):
@@ -4057,14 +4094,16 @@ def join(address="", name=None, log=None, times=TIMES[0]):
     if log and os.path.exists(log):
         raise ChatError(f"{log} exists already; choose another name")
     client = Client(host, port, log, times)
+    signals = "SIGHUP", "SIGTERM", "SIGBREAK"
     try:
-        if client.screen.attended:
-            client.link.join(name or ask("Your name", login_name()), ask_again)
-            remember_address(address or "127.0.0.1")
-        else:
-            client.link.join(name or login_name(), take_free if name is None else None)  # a script keeps to its name
-        with signals_caught(("SIGHUP", "SIGTERM", "SIGBREAK"), client.screen.end):
-            client.screen.run()
+        with signals_caught(signals, _interrupt):
+            if client.screen.attended:
+                client.link.join(name or ask("Your name", login_name()), ask_again)
+                remember_address(address or "127.0.0.1")
+            else:  # a script keeps to its name
+                client.link.join(name or login_name(), take_free if name is None else None)
+            with signals_caught(signals, client.screen.end):
+                client.screen.run()
     except KeyboardInterrupt:
         pass  # leaving is what it means
     finally:
