@@ -1113,8 +1113,7 @@ class Identity:
         self.pin = stretch(self.digest)
 
     def _renew(self, path):
-        # Read from a file that is only ours for a moment: in its place none may be possible, or be another server's that
-        # begins just now.
+        # Read from a file that is ours for a moment: in its place none may be possible, or be another's who begins now.
         import tempfile
 
         pem = _make_pem()
@@ -1145,10 +1144,11 @@ def check_letter(letters):
 
 
 def stretch(digest):
-    """What a code says of the certificate with this hash: 50 bits, dear to compute, as whoever forges one must often."""
+    """What a code says of the certificate with this hash: 50 bits, made dear, since a forger must make very many."""
     import hashlib
 
-    return spell(int.from_bytes(hashlib.pbkdf2_hmac("sha256", digest, b"chat certificate", STRETCH)[:7], "big") >> 6, 10)
+    stretched = hashlib.pbkdf2_hmac("sha256", digest, b"chat certificate", STRETCH)
+    return spell(int.from_bytes(stretched, "big") >> 256 - 50, 10)
 
 
 def prove(key, digest):
@@ -1661,8 +1661,14 @@ class Room:
         self.seats = {}  # seat: member, of those who can come back
         self.held = {}  # the same, of those whose link is lost, in the order of their losing it
         self.secrets = Secrets(self.log.session["id"])
+        self.gate = None  # keeps out who has no key, where the room is private
         self.host = Member(None)  # speaks and acts, but is not among the people
         self.host.name, self.host.quoted = "server", quote("server")
+
+    @property
+    def private(self):
+        """Whether it is only for people with its code, and encrypted."""
+        return self.gate is not None
 
     @property
     def closed(self):
@@ -2151,8 +2157,8 @@ def act(room, member, lines):
 class Tls:
     """One end of an encrypted link: makes of what is said what is sent, and the other way round; knows no socket."""
 
-    # OpenSSL does not bear two threads in one link. So whoever reads and whoever sends takes this lock, and nobody waits
-    # for anything while they hold it. What it has to say on its own goes out before the next that is said.
+    # OpenSSL does not bear two threads in one link. So whoever reads or sends takes this lock, and never waits with it.
+    # What TLS has to say by itself goes out before the next that is said.
 
     __slots__ = "lock", "end", "incoming", "outgoing", "idle", "over", "ended"
 
@@ -2225,10 +2231,10 @@ class Tls:
 class Sealed:
     """A socket that encrypts: neither the fan-out nor who reads can tell it from a plain one."""
 
-    # While anything of what was taken waits here to be sent, its last byte counts as not taken: so who has sent all knows
-    # that nothing waits, and who has not comes again, beginning with that byte. `send` does not wait, for the holder of
-    # the baton on the server; `sendall` does, for the sender of a client; both belong to one thread at a time. `recv` is
-    # the reader's, who has a Sealed of its own with the same Tls.
+    # While anything of what was taken waits here to be sent, its last byte counts as not taken. So whoever has sent all
+    # knows that nothing waits, and whoever has not comes again, beginning with that byte. `send` does not wait, for the
+    # holder of the baton; `sendall` does, for the sender of a client. `recv` is the reader's, who has a Sealed of its
+    # own with the same Tls, as it has a socket of its own.
 
     __slots__ = "sock", "tls", "rest"
 
@@ -2313,7 +2319,7 @@ class Gate:
             return
         now = time.monotonic()
         if self._may_answer(member.address, now):
-            raise ChatError("this room is private, and lets in only people with its code", "no-key")
+            raise ChatError("this room lets in only people with its code, and this is not it, or no longer", "no-key")
         if now - self.told > GUESS_SECONDS:
             room.remark("somebody tries many wrong keys; they get no answer any more, and a right one still lets in")
         self.told = now
@@ -2331,7 +2337,7 @@ class Gate:
 
 
 def open_door(room, member, reader, until):
-    """Wait for the first byte, and until this time for a handshake; returns what to receive from, None if that is all."""
+    """Wait until this time for a first byte, and a handshake; returns what to receive from, None if that is all."""
     # What is not meant for this room hears one line that tells nothing of it. Silence stays silence.
     reader.settimeout(max(0.001, until - time.monotonic()))
     first = reader.recv(1, socket.MSG_PEEK)
@@ -2387,8 +2393,8 @@ def await_hello(room, member, arriving):
                 return lines[number + 1:]
             except ChatError as error:
                 refused += 1
-                # Nobody else sends to it yet, and a socket that is full already hears nothing. How old the session is is
-                # for people inside.
+                # Nobody else sends to it yet, and a socket that is full already hears nothing. How old the session is,
+                # only people inside need to know.
                 reply = encode({**room.error(error, request.get("id", error.id)), "t": 0.0})
                 if member.out.send(reply) < len(reply) or refused == REFUSED_LINES or error.code == "no-key":
                     return None
@@ -3174,6 +3180,16 @@ def lan_addresses():
     return [address for address in dict.fromkeys(found) if not address.startswith(("127.", "0."))]
 
 
+def ways_in(room, address):
+    """What others type to come into this room, one line for each address of this computer that may be the right one."""
+    host, port = address
+    hosts = [f"[{host}]" if ":" in host else host]
+    if host in ("::", "0.0.0.0"):
+        hosts = lan_addresses() or ["ADDRESS-OF-THIS-COMPUTER"]
+    code = f"{room.gate.code(room)}@" if room.private else ""
+    return [f"{command_line('join')} {code}{host}{'' if port == PORT else f':{port}'}" for host in hosts]
+
+
 def banner(room, address, everyone):
     """The lines with which a server introduces itself."""
     host, port = address
@@ -3181,10 +3197,11 @@ def banner(room, address, everyone):
     yield f"chat {__version__}: room {name} listens on {'all addresses' if everyone else shown}:{port}"
     if host in ("127.0.0.1", "::1"):
         yield f"  here type:      {command_line('join')}{'' if port == PORT else f' {shown}:{port}'}"
-        yield f"  for others open it to this network:  {command_line('serve --lan --open')}"
+        yield f"  for others open it to this network:  {command_line('serve --lan')}"
     else:
-        for other in (lan_addresses() if everyone else [shown]) or ["ADDRESS-OF-THIS-COMPUTER"]:
-            yield f"  others type:    {command_line('join')} {other}{'' if port == PORT else f':{port}'}"
+        yield from (f"  others type:    {line}" for line in ways_in(room, address))
+        yield ("  private: encrypted, and only for people with this code; /code new makes another one" if room.private
+               else "  open: everybody on this network can come in, and everything can be read on its way")
         yield "  it hangs there? A firewall, or Wi-Fi that keeps machines apart."
     if room.fanout.recording:
         yield f"  recording into  {room.fanout.recording.path}"
@@ -3196,8 +3213,8 @@ class Console:
 
     # `run` is the main thread's. `end` may be called by a signal handler, hence at any moment of it.
 
-    def __init__(self, room, screen):
-        self.room, self.n, self.screen = room, room.log.n, screen
+    def __init__(self, room, screen, address=("", PORT)):
+        self.room, self.n, self.screen, self.address = room, room.log.n, screen, address
         self.ended = self.stopped = False
         self.thread = threading.Thread(target=self._follow, name="console", daemon=True)
 
@@ -3238,6 +3255,8 @@ class Console:
                 break
         events = [decode_event(line.decode()) for line in lines[-CONSOLE_LINES:]]
         events = [event for event in events if event["n"] > self.n]
+        while self.room.fanout.remarks:
+            self.say_here(self.room.fanout.remarks.popleft(), "error")
         if events:
             skipped, self.n = events[0]["n"] - self.n - 1, events[-1]["n"]
             texts = [[("system", f"… {skipped:,} lines not shown")]] if skipped else []
@@ -3301,6 +3320,15 @@ class Console:
         check_text(text)
         self.ask("mark", text=text)
 
+    def _code(self, new=None):
+        if not self.room.private:
+            raise ChatError("this room is open, and needs no code")
+        if new and one_of(["new"], new):
+            self.room.secrets.new_key()
+            self.say_here("from now on one comes in with this code only; whoever is in stays in")
+        for line in ways_in(self.room, self.address):
+            self.say_here(line)
+
     def _log(self, switch):
         room = self.room
         if (one_of(("on", "off"), switch) == "on") == bool(room.fanout.recording):
@@ -3318,6 +3346,8 @@ CONSOLE_COMMANDS = {
     "kick": Command("NAME [reason]", "remove somebody", Console._kick),
     "mute": Command("NAME [minutes]", f"refuse what somebody says, for {MUTE_MINUTES} minutes or so many",
                     Console._mute),
+    "code": Command("[new]", "what others type to come in; with new by a new code, and no longer by the old one",
+                    Console._code),
     "mark": Command("TEXT", "put a chapter mark into the log", Console._mark),
     "log": Command("on|off", "record, into a new file in sessions/, or stop recording", Console._log),
     "quit": Command("", "end the room", Console.end),
@@ -3347,12 +3377,17 @@ def signals_caught(names, function):
         yield
 
 
-def serve(host="127.0.0.1", port=PORT, room="chat", log=None, history=HISTORY, rate=RATE, max_people=0):
+def serve(host="127.0.0.1", port=PORT, room="chat", log=None, history=HISTORY, rate=RATE, max_people=0,
+          for_all=False):
     """Open a room and serve it until a signal or its keyboard ends it; an empty host means every address."""
+    # Whatever others can reach is private, unless it is said in so many words that it is not.
     raise_limits()
     with open_listener(host, port) as listener:
+        private = not for_all and not re.match(r"127\.|::1$", listener.getsockname()[0])
+        gate = Gate(Identity()) if private else None
         server = Server(open_room(room, log, history, max_people), listener, rate)
-        console = Console(server.room, Pipe(sys.stdout))
+        server.room.gate = gate
+        console = Console(server.room, Pipe(sys.stdout), server.address)
         with signals_caught(("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"), console.end):
             server.start()
             console.screen.show([[("text", line)] for line in banner(server.room, server.address, not host)])
@@ -3398,6 +3433,48 @@ def remember_address(address):
             file.write("\n".join(addresses[:RECENT]) + "\n")
 
 
+def find_invite(address):
+    """(the Code or None, the address without it), of CODE@ADDRESS or of an address for which CHAT_INVITE has a code."""
+    code, _, place = address.rpartition("@")
+    invite = os.environ.get("CHAT_INVITE", "")
+    if invite and not code:
+        code, _, known = invite.rpartition("@") if "@" in invite else (invite, "", "")
+        if known and place and parse_address(known) != parse_address(place):
+            code = ""  # it is for another room
+        place = place or known
+    return Code.read(code) if code else None, place
+
+
+def ask_code():
+    """Ask in a terminal for the code of a private room, without showing it."""
+    while True:
+        try:
+            return Code.read(getpass.getpass("Its code, which is not shown here: ").partition("@")[0])
+        except EOFError:
+            raise ChatError("there was no answer", "no-answer") from None
+        except ChatError as error:
+            print(f"{error}.")
+
+
+def seal(sock, code, until):
+    """Encrypt a connection until this time; returns (what is like a socket, the proof that one knows the key)."""
+    # Not a word is said before it is sure to whom.
+    import hashlib
+    import hmac
+
+    tls = Tls(open_context("CLIENT"), False)
+    try:
+        tls.shake_hands(sock, until)
+        digest = hashlib.sha256(tls.end.getpeercert(True) or b"").digest()
+        if hmac.compare_digest(stretch(digest), code.pin):
+            return Sealed(sock, tls), prove(code.key, digest)
+        reason = "what answers is not the server of this code: it is another one, or somebody is in between"
+    except OSError:
+        reason = "what answers is no private room; an open one is joined without a code"
+    sock.close()
+    raise ChatError(reason)
+
+
 def login_name():
     """The name under which a person is logged in, made into one that a room may accept."""
     try:
@@ -3414,7 +3491,7 @@ class Connection:
     # server two socket objects stand on one descriptor, since the one that receives looks up each second: a link that
     # brings nothing for long is dead, though its system may not know. The sender sees to it that something comes.
 
-    def __init__(self, host, port):
+    def __init__(self, host, port, code=None):
         self.until = time.monotonic() + CONNECT_SECONDS  # until the welcome has come
         try:
             self.sock = socket.create_connection((host, port), CONNECT_SECONDS)
@@ -3425,6 +3502,9 @@ class Connection:
             raise ChatError(f"no chat answers at {host}:{port} ({reason}); check the address, and whether "
                             f"the server runs") from None
         tune(self.sock)
+        self.proof = None
+        if code:
+            self.sock, self.proof = seal(self.sock, code, self.until)
         self.sock.settimeout(SILENCE_SECONDS)
         self.reader = self.sock.dup()
         self.reader.settimeout(1.0)
@@ -3495,12 +3575,12 @@ def _line_and_event(line):
         return b"", remark(0.0, f"a line of the server made no sense: {error}")
 
 
-def enter(host, port, hello):
+def enter(host, port, hello, code=None):
     """Connect and say hello; returns the connection, its batches, and the lines that opened them."""
     # One time-out holds for all until the welcome: what is no chat may say nothing at all, or go on for ever.
-    connection = Connection(host, port)
+    connection = Connection(host, port, code)
     batches, opening = connection.batches(), []
-    connection.send("hello", **hello)
+    connection.send("hello", **hello, proof=connection.proof)
     try:
         for batch in batches:
             opening += itertools.dropwhile(lambda pair: not opening and "here" in pair[1], batch)  # it may greet first
@@ -3637,6 +3717,7 @@ class Link:
 
     def __init__(self, host, port, person, patience=float("inf")):
         self.host, self.port, self.person, self.patience = host, port, person, patience
+        self.code = None  # of a private room
         self.state, self.parting = "out", False
         self.wakeup, self.nudge = threading.Condition(), threading.Event()
         self.ids, self.unconfirmed = itertools.count(1), {}  # id: Asked
@@ -3655,7 +3736,8 @@ class Link:
     def _enter(self, name, choose_name):
         for attempt in range(NAME_TRIES):
             try:
-                entered = enter(self.host, self.port, {"name": name, "back": True, **self.progress.hello()})
+                hello = {"name": name, "back": True, **self.progress.hello()}
+                entered = enter(self.host, self.port, hello, self.code)
                 break
             except ChatError as error:
                 if not choose_name or error.code not in ("bad-name", "name-taken") or attempt == NAME_TRIES - 1:
@@ -4088,17 +4170,31 @@ def _interrupt():
     raise KeyboardInterrupt
 
 
+def _enter_at_terminal(link, name):
+    # At a terminal: a name that is refused can be given anew, and a code that lacks.
+    try:
+        link.join(name, ask_again)
+    except ChatError as error:
+        if error.code != "no-key" or link.code:
+            raise
+        print(f"{error}.")
+        link.code = ask_code()
+        link.join(name, ask_again)
+
+
 def join(address="", name=None, log=None, times=TIMES[0]):
     """Take part in the room at this address until the person leaves or it ends."""
+    code, address = find_invite(address)
     host, port = parse_address(address)
     if log and os.path.exists(log):
         raise ChatError(f"{log} exists already; choose another name")
     client = Client(host, port, log, times)
+    client.link.code = code
     signals = "SIGHUP", "SIGTERM", "SIGBREAK"
     try:
         with signals_caught(signals, _interrupt):
             if client.screen.attended:
-                client.link.join(name or ask("Your name", login_name()), ask_again)
+                _enter_at_terminal(client.link, name or ask("Your name", login_name()))
                 remember_address(address or "127.0.0.1")
             else:  # a script keeps to its name
                 client.link.join(name or login_name(), take_free if name is None else None)
@@ -5134,19 +5230,27 @@ def ask_until(question, default, check):
 
 
 def _menu_host():
-    everyone = choose("Who can come in?", ["this computer only", "everyone on this network"])
+    who = choose("Who can come in?", ["this computer only", "people with the code", "everyone on this network"])
     room = ask_until("Room", "chat", lambda text: check_text(text) and text)
     record = choose("Record what is said?", ["no", "yes, into a new file in sessions/"])
-    return (["serve"] + ["--lan", "--open"] * everyone + ([f"--room={room}"] if room != "chat" else [])
+    return (["serve"] + ["--lan", "--open"][:who] + ([f"--room={room}"] if room != "chat" else [])
             + ["--log"] * record)
+
+
+def _take_code(text):
+    # An address that was typed, without the code before it: that is not to be seen in a command line.
+    code, place = find_invite(text)
+    parse_address(place)
+    if code:
+        os.environ["CHAT_INVITE"] = f"{code}@{place}"
+    return place
 
 
 def _menu_join():
     # Without an address to choose there is no question whether it is to be another one.
     recent = recent_addresses()
     number = choose("Where?", recent + ["another address"]) if recent else 0
-    address = (recent + [None])[number] or ask_until("Address, as `serve` prints it", "127.0.0.1",
-                                                     lambda text: parse_address(text) and text)
+    address = (recent + [None])[number] or ask_until("Address, as `serve` prints it", "127.0.0.1", _take_code)
     return ["join", *["--"] * address.startswith("-"), address]  # else it would be taken for an option
 
 
@@ -5177,12 +5281,10 @@ def _menu_report():
 
 
 def _menu_give():
-    address = (lan_addresses() or ["ADDRESS-OF-THIS-COMPUTER"])[0]  # of several the likeliest; serve prints all
     print("This program is one file:", f"  {os.path.abspath(sys.argv[0])}",
-          "Copy it to a USB stick or send it, as any file. There, with Python 3.8 or newer, one types:",
-          f"  {command_line('join')} {address}",
-          "while you host a chat for everyone on this network, here:",
-          f"  {command_line('serve --lan --open')}", sep="\n")
+          "Copy it to a USB stick or send it, as any file. Host a chat for people with the code here:",
+          f"  {command_line('serve --lan')}",
+          "It prints what one types there, with Python 3.8 or newer.", sep="\n")
 
 
 MENU = (("host a chat", _menu_host), ("join a chat", _menu_join),
@@ -5246,10 +5348,10 @@ _speed = _number_option("a speed: 2 is twice as fast", float, lambda value: 0 < 
 
 def _add_serve(commands):
     parser = _add_command(commands, "serve", "open a room on this computer", (
-        "", "--lan --open", "--lan --open --room lab --log", "--log lab.jsonl --port 0"), _run_serve)
+        "", "--lan", "--lan --open --room lab --log", "--log lab.jsonl --port 0"), _run_serve)
     parser.add_argument("--host", help="listen on this address (default: 127.0.0.1, this computer only)")
     parser.add_argument("--port", type=int, default=PORT, help=f"default {PORT}; 0 takes any free one")
-    parser.add_argument("--lan", action="store_true", help="listen on all addresses; needs --open")
+    parser.add_argument("--lan", action="store_true", help="listen on all addresses, for people with the code")
     parser.add_argument("--open", action="store_true", help="let everyone in, and everything be read on its way")
     parser.add_argument("--room", default="chat", metavar="NAME", help="what the room is called")
     parser.add_argument("--log", nargs="?", const="", metavar="FILE.jsonl",
@@ -5262,13 +5364,10 @@ def _add_serve(commands):
 
 
 def _run_serve(options):
-    # How the options go together. To be reached by a whole network is never a default, and needs two words:
-    # one for the addresses, and one that says aloud that nothing keeps strangers out.
-    if options.lan and not options.open:
-        options.parser.error("--lan needs --open beside it for now: everyone on the network can then come in and "
-                             "read along")
-    if options.open and not options.lan:
-        options.parser.error("--open goes with --lan")
+    # How the options go together. To be reached by a whole network is never a default, and needs two words where
+    # nothing keeps strangers out: one for the addresses, and one that says so aloud.
+    if options.open and not options.lan and not options.host:
+        options.parser.error("--open goes with --lan or --host")
     if options.lan and options.host:
         options.parser.error("--lan listens on all addresses and --host on one; choose")
     _check_log(options)
@@ -5280,7 +5379,8 @@ def _run_serve(options):
         options.parser.error(str(error))
     host = "" if options.lan else options.host or "127.0.0.1"
     log = default_path(options.room) if options.log == "" else options.log
-    serve(host, options.port, options.room, log, options.history, options.rate, options.max_people)
+    serve(host, options.port, options.room, log, options.history, options.rate, options.max_people,
+          options.open)
 
 
 def _check_log(options):
@@ -5293,9 +5393,10 @@ def _check_log(options):
 
 def _add_join(commands):
     parser = _add_command(commands, "join", "take part in a room", (
-        "", "192.168.1.5", "192.168.1.5:7012 --name bob", "--name bob --log"), _run_join)
-    parser.add_argument("address", nargs="?", default="", metavar="ADDRESS",
-                        help=f"host, host:port or [v6]:port (default 127.0.0.1:{PORT})")
+        "", "K7Q2MX-9D3FTA-XW4P0C@192.168.1.5", "192.168.1.5:7012 --name bob", "--name bob --log"), _run_join)
+    parser.add_argument("address", nargs="?", default="", metavar="[CODE@]ADDRESS",
+                        help=f"host, host:port or [v6]:port (default 127.0.0.1:{PORT}); the code of a private room, if "
+                             "it is not here, is taken from CHAT_INVITE or asked for")
     parser.add_argument("--name", help="what the others see (default: asked for, or the login name)")
     parser.add_argument("--log", nargs="?", const="", metavar="FILE.jsonl",
                         help="record what you see, without FILE into a new one in sessions/")
