@@ -29,7 +29,8 @@ The rules of the house:
     1. A section names only what stands above it.
     2. The lock guards log and people, and is never held over a disk, a socket, a terminal, a sleep.
     3. The baton goes to one thread at a time. Its holder alone writes the recording and sends on or
-       closes a member's socket. Readers only try for it; nobody takes it while holding the lock.
+       closes a member's socket. Readers only try for it, and wait for it only before they say more
+       than memory should hold; nobody takes it while holding the lock.
     4. A socket has one reader thread, and only that thread receives from it.
     5. Only the log gives events their number and time, and only `decide` lets it. Input is checked once, at
        the door; inside everything is trusted.
@@ -106,6 +107,8 @@ HISTORY_STRETCH = 10  # ... looking at most so many times as many events back
 HISTORY_BYTES = 256 << 10  # ... and so much, since everybody who comes is sent it; less than KEEP_BYTES
 KEEP_BYTES = 1 << 20  # of the log kept in memory, for newcomers and the console
 LAG_BYTES = 8 << 20  # what may wait for one member; more means that it has stopped reading
+PENDING_BYTES = 1 << 20  # what may wait for the next round, as it does while a disk stalls
+PARDON_SECONDS = 60.0  # after that, in which twice as much may wait for a member: nobody could be sent anything
 FAREWELL_SECONDS = 5.0  # for what a leaving member is still to be sent
 ENDING_SECONDS = 1.4  # the same when the whole room ends: within two seconds all is over
 ROUNDS = 50  # that one reader may carry out in a row, before its own socket waits too long
@@ -114,6 +117,7 @@ HELLO_SECONDS = 30.0  # to say who one is; a thread waits for it
 READ_BYTES = 1024, 64 << 10  # recv takes the first even while it waits; it grows while it is filled
 IDLE_SECONDS = 2e6  # three weeks: the longest time-out that every system can count
 
+AGAIN_SECONDS = 0.05  # between attempts of the caretaker
 CROWD = 300  # times a second that somebody has something new: by RATE, that many talk, or arrive, at once
 CROWD_SECONDS = 0.1  # between two looks at that
 RATE = 50  # requests per second and person: nobody types so fast, scripts may
@@ -136,6 +140,7 @@ SAMPLES = {"demo": ("sample-lab.jsonl", "a lab on sockets, in Russian"),  # sess
            "demo-en": ("sample-class.jsonl", "a class in three parts, in English")}
 LISTED_SEATS = 30  # in an error message, which is to be one sentence
 LISTED_BYTES = 8 << 20  # of a recording that is read whole to be listed: a fraction of a second
+LAST_N, LAST_T = 1 << 52, 9e10  # of a session that may go on: half of the numbers that fit, and nearly all seconds
 OPENING_LINES = 100  # of a file, among which its session line must be
 RETRY_SECONDS = 1.0  # between attempts to record again
 RUNS = 100  # of a server, in one session, that are told apart
@@ -153,7 +158,10 @@ RECORD_BYTES = 16 << 10  # what TLS encrypts at a time
 SEALED_BYTES = 64 << 10  # that may come, or wait, without a word in it: a handshake, new keys over and over
 KEPT_BYTES = 1 << 20  # of replies that wait for somebody, until they are known to have come
 BACKLOG_BYTES = 1 << 20  # of lines kept for the recording while it fails: minutes of talk
+SYNC_SECONDS = 1.0  # until what is recorded survives a power cut, too
+STALL_SECONDS = 0.1  # a write that takes longer is that of a disk that stalls
 
+FAULT_SECONDS = 1.0  # between two lines on the console about what went wrong in this program
 CONSOLE_LINES = 100  # shown per batch; the rest of a flood is counted
 CONSOLE_SECONDS = 0.1  # between batches
 SCREEN_SECONDS = 0.04  # between batches above an input line: fewer are choppy, more cost keys
@@ -167,7 +175,7 @@ GATHER_SECONDS = 0.01  # between two looks at what has come, while much comes
 UNSENT_SECONDS = 1.0  # after which a line without its echo counts as still on its way
 CONNECT_SECONDS = 10.0  # and for the first lines of what answers
 RECENT = 5  # addresses that the menu remembers
-AHEAD = 100  # lines that a script may be ahead of the server's confirmation
+AHEAD = 50  # lines that a script may be ahead of the server's confirmation: less than SILENCE_SECONDS' worth of them
 ACKNOWLEDGE_SECONDS = 2.0  # how long a leaving client waits for the server's last line
 
 
@@ -196,13 +204,42 @@ def command_line(words):
 
 RESERVED = frozenset("server system admin all here everyone me you chat".split())
 UNSEEN = ("\xad\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f"
-          "\u3164\ufe00-\ufe0d\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e0fff")  # or turning the direction of text
+          "\u3164\ufe00-\ufe0d\ufeff\uffa0\ufff0-\ufffb\U00013430-\U00013442\U00016fe4\U0001bca0-\U0001bca3"
+          "\U0001d159\U0001d173-\U0001d17a\U000e0000-\U000e0fff")  # or turning the direction of text
 JOINERS = "\u200c\u200d\ufe0e\ufe0f"  # of emoji and of Persian: needed inside a word, hidden elsewhere
+ACCENTS = ("\u0300-\u036f\u0483-\u0489\u0591-\u05bd\u0610-\u061a\u064b-\u065f\u06d6-\u06dc\u0e31\u0e34-\u0e3a"
+         "\u0e47-\u0e4e\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f")  # that pile up on one letter
+
+
+def _unpack(words):
+    # The ranges that tests/tables.py packs: how far behind the last one each begins, and by how much it is longer.
+    last, ranges = 0, []
+    for gap, _, more in (word.partition("-") for word in words.split()):
+        first = last + int(gap, 36)
+        last = first + int(more or "0", 36)
+        ranges.append(f"{chr(first)}-{chr(last)}")
+    return "".join(ranges)
+
+
+# Marks of all scripts, and what else takes no column of its own, in the order of their numbers.
+MARKS = ACCENTS + _unpack(
+    "14v 2-1 2-1 2 1l-5 2z 31 2-5 3-1 2-3 y 2 v-q 2k-a 1n-8 a p-3 2-8 2-2 2-4 18-2 1h-1 6-8 17-1l 1j-2 2-h 2-6 "
+    "b-1 u-2 1l 2-6 3-1 3-2 a b-1 r 3-2 1l 2-4 5-1 3-2 4 v-1 4 c-2 1l 2-7 2-2 2-2 l-1 n-5 2-2 1l 2-6 3-1 3-2 "
+    "8-2 b-1 v 1o-4 4-2 2-3 a 15-4 1k 2-6 2-2 2-3 8-1 c-1 u-2 1l 2-6 2-2 2-3 8-1 c-1 g d-3 1k-1 2-6 2-2 2-3 a "
+    "b-1 u-2 1z 5-5 2 2-7 j-1 5a 3-8 c-6 22-1 s 2 2 5-1 1e-j 2-1 6-a 2-z a 2t-j o-3 5-2 2-2 3-6 4-3 e-b 2 b-3 "
+    "5g-4e 9q-2 qb-3 t-2 u-1 v-1 1v-t a 4o-1 z 3b-b 5-b 64-4 1m-9 2-s 3 3l-4 1c-g 13-8 d-2 v-c 1l-d 1d-j 49-2 "
+    "2-k 5 7 3-2 35i-2 3y 2p-v ff-5 2y-1 n9x-3 2-9 x-1 29-1 7l 4 5 o-4 5 2c-1 1f-h r-h e 13-7 q-c 19-3 1c-d 11 "
+    "1w-d d 9-1 1a-2 1f 2-2 3-1 6-1 2 16-4 6-1 6l-7 2-1 8n7-27 6xr 1cv 6b 46-4 1af-2 2-1 6-3 15-2 5 4m-1 fy-3 "
+    "1u-4 8u-1 26-5 1z-a 1e-3 3f-2 1i-e 16 3-1 b-3 1a-a 3 5 b 1f-2 11-d h-1 19 d-2 1d-d 9-3 2-1 2l-b 7 3 4e-b "
+    "m-3 1k-1 2-6 3-1 3-2 a b-1 3-6 4-4 1w-8 2 3 2-3 2-4 2 f-1 2b-h o 2a-j 6k-6 3-8 s-1 2b-g 2z-c 2u-e 75-e "
+    "6u-5 2-1 3-3 2 2-1 3y-6 3-6 4 t-9 15-6 2-3 9 a-a 1b-f 5j-7 5k-7 2-7 2b-l 2-d 3f-5 4 2-1 2-6 2 1v-4 2-1 "
+    "2-4 9o-3 a-1 2 1d-6 4-4 o 44t-e 8uh-h 1xd-4 1o-6 t5 2-1i 8-3 2m-1 f58-1 3mq-19 3-m f3-4 4-5 9-7 3-6 v-3 "
+    "45-2 1j0-1i 5-1d 9 f n-4 2-e 11t-6 2-g 3-6 2-1 2-4 2t 4h-6 ag 1q-3 e5-3 73-1 6s 3 8-1 6 d7-6 32-6")
 _dump = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 _scan = json.JSONDecoder().scan_once  # one C call per line; json.loads would double its cost
 _string = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?')  # an unfinished one too, or it would try again at each quote
 _hidden = re.compile(f"[{UNSEEN}{JOINERS}\u034f]")
-_blank = re.compile(f"[\\s{UNSEEN}{JOINERS}]+")
+_blank = re.compile(f"[\\s{UNSEEN}{JOINERS}\u034f\u2800]+")
 _moment = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{3}|\.\d{6})?[+-]\d\d:\d\d", re.ASCII)
 
 
@@ -488,8 +525,6 @@ BREAKS = "\r\v\f\x85\u2028\u2029"  # only \n begins a row
 CONTROLS = "\0-\x08\x0e-\x1f"  # among them what begins every escape sequence
 NOT_CHARACTERS = ("\x7f-\x84\x86-\x9f\ud800-\uf8ff\ufdd0-\ufdef\ufffe\uffff"
                   "\U000f0000-\U0010ffff")  # C1 controls, surrogates, private use
-ACCENTS = ("\u0300-\u036f\u0483-\u0489\u0591-\u05bd\u0610-\u061a\u064b-\u065f\u06d6-\u06dc\u0e31\u0e34-\u0e3a"
-         "\u0e47-\u0e4e\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f")  # that pile up on one letter
 HARMLESS = tuple((re.compile(pattern), instead) for pattern, instead in (
     ("\r\n", "\n"),
     ("\t", "    "),
@@ -498,11 +533,14 @@ HARMLESS = tuple((re.compile(pattern), instead) for pattern, instead in (
     (f"[{NOT_CHARACTERS}]", "\ufffd"),
     (f"[{UNSEEN}]+", ""),
     (f"([{JOINERS}]{{2}})[{JOINERS}]+", r"\1"),
+    (f"([{MARKS}{JOINERS}]{{6}})[{MARKS}{JOINERS}]+", r"\1"),  # as many as a syllable of Burmese has
     (f"(?:^|(?<=\\s))[{JOINERS}]+|[\u200c\u200d]+(?=\\s|$)", ""),
     (f"(?<=[{ACCENTS}])[{JOINERS}]+(?=[{ACCENTS}])", ""),
     (f"([{ACCENTS}]{{3}})[{ACCENTS}]+", r"\1"),
 ))
-_suspect = re.compile(f"[\t{BREAKS}{CONTROLS}{NOT_CHARACTERS}{UNSEEN}{JOINERS}{ACCENTS}]")
+# Of the code points beyond 65,535 `re` tries one range after the other: there all is suspect that is no emoji.
+_suspect = re.compile(f"[\t{BREAKS}{CONTROLS}{NOT_CHARACTERS}{UNSEEN}{JOINERS}\U00010000-\U0001efff" +
+                      re.sub("[\U00010000-\U0001efff](-.)?", "", MARKS) + "]")
 
 
 def clean(text):
@@ -677,88 +715,154 @@ def _lock_file(descriptor):
             raise ChatError("another server is recording into this file") from None
 
 
+def reason_of(error):
+    """What the system calls this error, else its type: never what it was about, which may be somebody's words."""
+    return getattr(error, "strerror", None) or type(error).__name__
+
+
 class Recording:
     """The one writer of a session file: it holds whole lines at every moment, even on a full disk."""
 
     # Nobody is shown a line before it is here, so writing is part of every round, and a failure must cost no more
-    # than a moment: what could not be written is kept, up to a limit, and tried again each second. What had to
-    # be let go shows as a jump in n. A file that somebody removes is another matter: it is said to be gone, and
-    # closed, which is what gives the disk its space back; nobody is put off with one that nobody will find.
+    # than a moment: what could not be written is kept, up to a limit, and tried again each second, as much of it as
+    # fits. What had to be let go shows as a jump in n.
     #
-    # Called only by the holder of the baton, or by a client's one receiver thread.
+    # A file that somebody removes is said to be gone, and closed, which is what gives the disk its space back; nobody
+    # is put off with one that nobody will find. A file that somebody else writes into, cuts or empties is theirs, too:
+    # that is told, once, nothing of it is overwritten or taken away, and the recording goes on behind it, on a line of
+    # its own and after its head if nothing else is there.
+    #
+    # `write` and `close` are called only by the holder of the baton, or by a client's one receiver thread. A thread of
+    # its own waits until the disk has made lines last, which may take seconds, and alone closes the file.
 
-    def __init__(self, path, head=b"", size=None):
-        self.path, self.size = path, size or 0
-        self.backlog, self.failing, self.retry_at = collections.deque(), False, 0.0
-        self.gone = False
+    def __init__(self, path, head=b"", new=True):
+        self.path, self.head = path, head
+        self.backlog = b""  # what is not in the file yet
+        self.failing, self.retry_at = False, 0.0
+        self.stalled = float("-inf")  # when the last write was over that took long
+        self.gone = self.shared = self.closed = False
+        self.called, self.unsynced = threading.Event(), None  # to sync now; what is to be told about that
+        self.thread = threading.Thread(target=self._keep_synced, name="sync", daemon=True)
         try:
-            flags = (os.O_EXCL | os.O_CREAT if size is None else 0) | os.O_RDWR | os.O_APPEND
-            self.descriptor = os.open(path, flags | getattr(os, "O_BINARY", 0), 0o600)
-            _lock_file(self.descriptor)
-            self._set_aside_torn()
-            if not self.size:
-                self._append(head)
+            with contextlib.ExitStack() as undo:
+                flags = os.O_CREAT | os.O_RDWR | os.O_APPEND | getattr(os, "O_BINARY", 0)
+                self.descriptor = os.open(path, flags | (os.O_EXCL if new else 0), 0o600)
+                undo.callback(os.close, self.descriptor)
+                _lock_file(self.descriptor)
+                self.size = self.end = os.fstat(self.descriptor).st_size  # of whole lines; with what is half written
+                if not self.size:
+                    self.backlog = head
+                    self._append()
+                self.thread.start()
+                undo.pop_all()
         except FileExistsError:
             raise ChatError(f"{path} exists already; choose another name") from None
-        except OSError as error:
-            raise ChatError(f"cannot record into {path}: {error.strerror}") from None
+        except (OSError, RuntimeError) as error:
+            raise ChatError(f"cannot record into {path}: {reason_of(error)}") from None
 
-    def _set_aside_torn(self):
-        # What a server that died could not finish writing is no line, but may be somebody's words.
-        torn = os.fstat(self.descriptor).st_size - self.size
-        if torn:
-            os.lseek(self.descriptor, self.size, os.SEEK_SET)
-            with open(self.path + ".torn", "ab") as aside:
-                aside.write(os.read(self.descriptor, torn))
-            os.ftruncate(self.descriptor, self.size)
+    def go_on(self, size, head):
+        """Go on behind so many bytes of whole lines, in a file that had this head."""
+        # What a server that died could not finish writing is no line, but may be somebody's words. There may be more of
+        # it than memory should hold.
+        if os.fstat(self.descriptor).st_size > size:
+            os.lseek(self.descriptor, size, os.SEEK_SET)
+            with open(self.path + ".torn", "ab", opener=lambda path, flags: os.open(path, flags, 0o600)) as aside:
+                for piece in iter(lambda: os.read(self.descriptor, INDEX_BYTES), b""):
+                    aside.write(piece)
+                aside.flush()
+                os.fsync(aside.fileno())
+            os.ftruncate(self.descriptor, size)
+        self.head, self.size, self.end = head, size, size
 
-    def _append(self, data):
-        done = 0
+    def _append(self):
+        # As much as the disk takes, in whole lines; half a one is taken back, at once or by the next attempt.
+        data, done = self.backlog, 0
         try:
             while done < len(data):
                 done += os.write(self.descriptor, data[done:] if done else data)
-        except OSError:
-            with contextlib.suppress(OSError):  # then the next attempt cuts it
-                os.ftruncate(self.descriptor, self.size)
-            raise
-        self.size += done
+        finally:
+            whole = done if done == len(data) else data.rfind(b"\n", 0, done) + 1
+            self.size, self.end, self.backlog = self.size + whole, self.end + done, data[whole:]
+            if whole < done:
+                with contextlib.suppress(OSError):
+                    self._take_back()
+
+    def _take_back(self):
+        if self.end > self.size:
+            os.ftruncate(self.descriptor, self.size)
+            self.end = self.size
+
+    def _look(self):
+        # Whether the file is still as we left it; returns what is to be told about that.
+        found = os.fstat(self.descriptor)
+        self.gone = not found.st_nlink
+        if self.gone:
+            return "the file of the recording is gone, and nothing is recorded any more"
+        if found.st_size == self.end:
+            return self._take_back()
+        self.size = self.end = found.st_size
+        os.lseek(self.descriptor, max(0, self.end - 1), os.SEEK_SET)
+        last = os.read(self.descriptor, 1)
+        if last != b"\n":
+            self.backlog = (b"\n" if last else self.head) + self.backlog
+        told, self.shared = self.shared, True
+        return None if told else "somebody else changed the file of the recording, which goes on behind what is there"
 
     def write(self, lines):
-        """Append whole lines; returns a sentence when recording begins to fail, works again or is over."""
-        now = time.monotonic()
-        if self.failing and now < self.retry_at:
-            return self._keep(lines)
+        """Append whole lines; returns a sentence when recording begins to fail, works again, is over or not alone."""
+        began, was, news = time.monotonic(), self.failing, []
+        self.backlog += lines
+        if self.closed or was and began < self.retry_at:
+            return self._let_go()
         try:
-            self.gone = not os.fstat(self.descriptor).st_nlink
-            if self.gone:
-                return "the file of the recording is gone, and nothing is recorded any more"
-            if self.failing:
-                os.ftruncate(self.descriptor, self.size)
-            self._append(b"".join([*self.backlog, lines]))
-        except OSError as error:
-            self._keep(lines)
-            self.retry_at, was, self.failing = now + RETRY_SECONDS, self.failing, True
-            return None if was else f"recording failed ({error.strerror}); it is tried again each second"
-        if not self.failing:
-            return None
-        self.backlog.clear()
-        self.failing = False
-        return "recording works again"
+            news.append(self._look())
+            if not self.gone:
+                self._append()
+                self.failing = False
+                news.append("recording works again" if was else None)
+        except Exception as error:  # whatever it is, it must not keep the lines from those who wait for them
+            self.failing = True
+            news.append(None if was else f"recording failed ({reason_of(error)}); it is tried again each second")
+            self._let_go()
+        now = time.monotonic()
+        self.retry_at, self.stalled = now + RETRY_SECONDS, now if now - began > STALL_SECONDS else self.stalled
+        if b'{"ev":"mark"' in lines:
+            self.called.set()
+        news.append(self.unsynced)
+        self.unsynced = None
+        return "; ".join(filter(None, news)) or None
 
-    def _keep(self, lines):
-        if lines:
-            self.backlog.append(lines)
-        while sum(map(len, self.backlog)) > BACKLOG_BYTES:
-            self.backlog.popleft()
+    def _let_go(self):
+        excess = len(self.backlog) - BACKLOG_BYTES
+        if excess > 0:  # of the oldest lines, as many as are too many
+            self.backlog = self.backlog[self.backlog.find(b"\n", excess - 1) + 1:]
+
+    def _keep_synced(self):
+        synced, failing, over = 0, False, False
+        while not over:
+            self.called.wait(SYNC_SECONDS)
+            self.called.clear()
+            over = self.closed
+            if synced == self.end or self.gone:
+                continue
+            synced, before = self.end, failing
+            try:
+                os.fsync(self.descriptor)
+                failing = False
+            except Exception as error:  # after which a system may forget these lines, and call the next try a success
+                failing = True
+                if not before:
+                    self.unsynced = f"what was recorded last may not survive a power cut ({reason_of(error)})"
+        os.close(self.descriptor)
 
     def close(self):
-        """Write what still can be, make it last, and close."""
+        """Write what still can be, and have it made last and closed, which is waited for if it does not take long."""
         if self.failing and not self.gone:
             self.retry_at = 0.0
             self.write(b"")
-        with contextlib.suppress(OSError):  # a file that cannot be synced is still as complete as it gets
-            os.fsync(self.descriptor)
-        os.close(self.descriptor)
+        self.closed = True
+        self.called.set()
+        self.thread.join(SYNC_SECONDS)
 
 
 def remark(t, text):
@@ -1410,9 +1514,10 @@ class Kept:
     # Each bears a number k, and whoever comes back tells the newest that they have had. What is too much is let go,
     # the oldest first: while a link stands, those have come long ago; without one, no more is taken.
 
-    __slots__ = "last", "lines", "size"
+    __slots__ = "sure", "last", "lines", "size"
 
     def __init__(self):
+        self.sure = False  # whether they have answered the welcome, and so have the token
         self.last, self.lines, self.size = 0, [], 0  # the newest k; (k, line, seat of who told it)
 
     def add(self, fields, teller=None):
@@ -1435,9 +1540,34 @@ class Kept:
 class Work(collections.namedtuple("Work", "coming parting letters gone")):
     """What the next round has to do besides sending what is new, in this order."""
 
-    # (newcomer, what comes first, as far as it is not in memory, the place in the log from which on it is sent all); (leaver, the place where its log ends or
-    # None for where it is, its last line); (member, a line for it alone, after all that is in the log by now);
-    # members that have left and whose reader is gone.
+    # (newcomer, its first lines, what then comes from the file, the place in the log from which on it is sent all);
+    # (leaver, the place where its log ends or None for where it is, its last line); (member, a line for it alone, after
+    # all that is in the log by now); members that have left and whose reader is gone.
+
+    def size(self):
+        """How many bytes it holds, about."""
+        return sum(len(line) for _, line, *_ in self.letters + self.coming)
+
+
+class Bell(threading.Event):
+    """What wakes the console: something was said, or something went wrong, of which nobody else is told."""
+
+    def __init__(self):
+        super().__init__()
+        self.faults, self.told = collections.deque(), float("-inf")
+
+    def fail(self, error):
+        """Have the host told what kind of thing went wrong, nothing of what it was about, and not too often."""
+        now = time.monotonic()
+        if now - self.told >= FAULT_SECONDS:
+            self.told = now
+            self.tell(f"something went wrong ({type(error).__name__}): it cost one connection or one line, and the rest "
+                      "goes on")
+
+    def tell(self, text):
+        """Have the host told this."""
+        self.faults.append(text)
+        self.set()
 
 
 class Fanout:
@@ -1452,8 +1582,7 @@ class Fanout:
     def __init__(self, lock, log, ask):
         self.lock, self.log, self.ask = lock, log, ask
         self.wake = lambda: None  # calls the caretaker, if there is one
-        self.spoken = threading.Event()  # set after each round with something new, for the console
-        self.remarks = collections.deque(maxlen=CONSOLE_LINES)  # for the console alone
+        self.spoken = Bell()  # set after each round with something new, for the console
         self.baton = threading.Lock()
         # Under the lock:
         self.work = Work([], [], [], [])
@@ -1483,40 +1612,60 @@ class Fanout:
                 return
             try:
                 self._round()
+            except Exception as error:  # before anything was taken on: there was no memory for the chunk
+                self.spoken.fail(error)
+                time.sleep(PAUSE_SECONDS)
             finally:
                 self.baton.release()
         if self.unsent:
             self.wake()  # a reader has a socket of its own to read; the caretaker goes on
 
+    def spare(self, member, step, *arguments):
+        """Take a step that is about one member, or none, so that whatever it raises costs nobody else anything."""
+        # For in a round that stopped halfway, those whom it had not come to would be in step, with a gap.
+        try:
+            step(*arguments)
+        except Exception as error:
+            self.spoken.fail(error)
+            with contextlib.suppress(Exception):  # its reader, or its next turn, sees to the rest
+                if member:
+                    self._break(member)
+
     def _round(self):
         with self.lock:
-            self.unsent = False
             before, chunk = self.log.tail, self.log.seal()
-            work, self.work = self.work, Work([], [], [], [])
-        for member, opening, place in work.coming:
-            self._welcome(member, opening, place)
+            work, self.work, self.unsent = self.work, Work([], [], [], []), False
+        for member, *arriving in work.coming:
+            self.spare(member, self._welcome, member, *arriving)
         if chunk:
-            self._record(chunk.data)
+            self.spare(None, self._record, chunk.data)
         for member, place, last in work.parting:
-            self._part(member, before, place, last)
+            self.spare(member, self._part, member, before, place, last)
         if chunk:
             self._fan_out(chunk)
         for member, letter in work.letters:
-            self._post(member, letter)
+            self.spare(member, self._post, member, letter)
         for member, *_ in work.coming + work.parting:
-            self.push(member)
+            self.spare(member, self.push, member)
         for member in work.gone:
-            self._bury(member)
-        for member in [member for member in self.lagging if member.lag.size(self.log.tail.end) > LAG_BYTES]:
-            self.ask(member, {"do": "lose", "why": "slow",
-                              "text": "you were too slow to take what was said here, and were cut"})
+            self.spare(member, self._bury, member)
+        if self.lagging:
+            self._cut_slow()
         if chunk:
             self.spoken.set()
 
-    def _welcome(self, member, opening, place):
+    def _cut_slow(self):
+        pardoned = self.recording and time.monotonic() - self.recording.stalled < PARDON_SECONDS
+        end, most = self.log.tail.end, LAG_BYTES * (2 if pardoned else 1)
+        for member in [member for member in self.lagging if member.lag.size(end) > most]:
+            self.spare(member, self.ask, member, {
+                "do": "lose", "why": "slow", "text": "you were too slow to take what was said here, and were cut"})
+
+    def _welcome(self, member, opening, missed, place):
         # The chain is left where the history begins; only a round's beginning changes what is kept of it.
         chunk = next(chunk for chunk in reversed(self.log.kept) if chunk.start <= place)
-        self._start_lag(member, chunk, memoryview(chunk.data)[place - chunk.start:], missed=opening)
+        self._start_lag(member, chunk, memoryview(chunk.data)[place - chunk.start:],
+                        missed=itertools.chain([opening], missed))
 
     def _start_lag(self, member, chunk, *pieces, missed=()):
         self.instep.pop(member, None)
@@ -1531,7 +1680,6 @@ class Fanout:
             self.recording = None
         if trouble:
             self.ask(None, {"do": "notice", "text": trouble, "recorded": False if recording.gone else None})
-            self.wake()  # the caretaker tries again, even if nobody says anything
 
     def _part(self, member, before, place, last):
         if member in self.instep:
@@ -1555,14 +1703,20 @@ class Fanout:
                 sent = 0
             except OSError:
                 sent = -1
+            except Exception as error:
+                sent = -1
+                self.spoken.fail(error)
             if sent != size:
                 late.append((member, sent))
         for member, sent in late:
-            if sent < 0:
-                self._break(member)
-            else:
-                self._start_lag(member, chunk, memoryview(data)[sent:])
-                self._watch(member)
+            self.spare(member, self._fall_behind, member, chunk, sent)
+
+    def _fall_behind(self, member, chunk, sent):
+        if sent < 0:
+            self._break(member)
+        else:
+            self._start_lag(member, chunk, memoryview(chunk.data)[sent:])
+            self._watch(member)
 
     def _post(self, member, letter):
         if member.lag:
@@ -1603,11 +1757,13 @@ class Fanout:
         self.instep.pop(member, None)
         self.lagging.pop(member, None)
         member.lag = None
-        self.ask(member, {"do": "lose", "why": "lost"})
-        if member.reader_gone:
-            self._bury(member)
-        else:
-            self._shut(member, socket.SHUT_RDWR)  # wakes its reader, who sees to the rest
+        try:
+            self.ask(member, {"do": "lose", "why": "lost"})
+        finally:
+            if member.reader_gone:
+                self._bury(member)
+            else:
+                self._shut(member, socket.SHUT_RDWR)  # wakes its reader, who sees to the rest
 
     def _shut(self, member, how):
         with contextlib.suppress(OSError):  # the other side may have been faster
@@ -1630,10 +1786,11 @@ class Fanout:
         now = time.monotonic()
         for member in [member for member, until in self.farewells.items() if until <= now]:
             del self.farewells[member]
-            self._break(member)
+            self.spare(member, self._break, member)
         dues = [min(self.farewells.values()) - now] if self.farewells else []
-        if self.recording and self.recording.failing:
-            self._record(b"")
+        if self.recording:
+            if self.recording.failing or self.recording.unsynced:
+                self.spare(None, self._record, b"")
             dues.append(RETRY_SECONDS)
         return min(dues) if dues else None
 
@@ -1656,7 +1813,7 @@ class Room:
         self.lock = threading.Lock()
         self.log = Log(name)
         self.fanout = Fanout(self.lock, self.log, self.ask)
-        self.flush = self.fanout.flush
+        self.flush, self.fail = self.fanout.flush, self.fanout.spoken.fail
         self.people = {}  # name key: member, in the order of their coming
         self.seats = {}  # seat: member, of those who can come back
         self.held = {}  # the same, of those whose link is lost, in the order of their losing it
@@ -1696,11 +1853,6 @@ class Room:
         return {"re": "error", "t": round(self.log.t, 3), "code": error.code, "text": str(error), "id": id,
                 "name": error.name}
 
-    def remark(self, text):
-        """Have the host told something that is nobody else's business, and in no file."""
-        self.fanout.remarks.append(text)
-        self.fanout.spoken.set()
-
     def bury(self, member):
         """Have the socket of a member closed that has left and whose reader is gone."""
         with self.lock:
@@ -1714,10 +1866,12 @@ class Room:
 
     def record(self, recording):
         """Begin or, with None, stop to write the log into a file, and tell everyone."""
-        with self.fanout.baton:  # its holder alone writes
-            before, self.fanout.recording = self.fanout.recording, recording
-            if before:
-                before.close()
+        if not self.fanout.baton.acquire(timeout=SYNC_SECONDS):  # its holder alone writes; not for ever, since the
+            raise ChatError("the disk of the recording does not answer")  # main thread has signals to hear
+        before, self.fanout.recording = self.fanout.recording, recording
+        self.fanout.baton.release()
+        if before:
+            before.close()
         # Only from here on: what was said before was said by people who had not been told.
         text = "this session is recorded from here on" if recording else "this session is no longer recorded"
         self.ask(self.host, {"do": "notice", "text": text, "recorded": bool(recording)})
@@ -1791,11 +1945,10 @@ class Room:
 
     def part(self, member, why, text=None, id=None):
         """Take a member out of the room; one who was removed is told the reason as its last line."""
-        place, last = self.log.end, self.log.append("leave", who=member.name, why=why, text=text, id=id)
+        reason = encode(self.error(ChatError(text, why))) if why in ("slow", "kicked") else b""
+        place, last = self.log.end, self.log.append("leave", who=member.name, why=why, text=text, id=id) + reason
         if why == "slow":
-            place, last = None, b""
-        if why in ("slow", "kicked"):
-            last += encode(self.error(ChatError(text, why)))
+            place, last = None, reason
         self.fanout.work.parting.append((member, place, last))
         member.left = True
         del self.people[member.key]
@@ -1846,7 +1999,7 @@ def _come_in(room, member, request, before):
     if member.back:
         member.kept = Kept()
         room.seats[member.seat] = member
-    room.fanout.work.coming.append((member, itertools.chain([opening], missed), place))
+    room.fanout.work.coming.append((member, opening, missed, place))
 
 
 def _come_back(room, member, request, other):
@@ -1864,7 +2017,7 @@ def _come_back(room, member, request, other):
     if request.get("run") == room.secrets.run:  # else these are numbers of replies that no one has any more
         member.kept.let_go(request.get("had", 0))
     opening = _opening(room, member, request, room.people.values(), member.seat)
-    room.fanout.work.coming.append((member, itertools.chain([opening], missed), place))
+    room.fanout.work.coming.append((member, opening, missed, place))
     room.fanout.work.letters.extend([(member, line) for k, line, teller in member.kept.lines])
 
 
@@ -1931,6 +2084,7 @@ def _decide_who(room, member, request):
 
 def _decide_ping(room, member, request):
     if member.back:
+        member.kept.sure = True
         member.kept.let_go(request.get("had", 0))
     room.post(member, {"re": "pong", "t": room.log.seconds(), "id": request.get("id")})
 
@@ -1945,7 +2099,7 @@ def _decide_leave(room, member, request):
 
 def _decide_lose(room, member, request):
     # A link is lost. Who can come back keeps the seat for a while, as if nothing had happened.
-    if not member.back:
+    if not (member.back and member.kept.sure):
         room.part(member, request["why"], request.get("text"))
     elif member.away is None:
         member.away = room.log.seconds()
@@ -1961,6 +2115,7 @@ def _decide_gone(room, host, request):
     member, name = Member(None), request["who"]
     member.name, member.quoted, member.key, member.seat = name, quote(name), name_key(name), request["seat"]
     member.back, member.kept, member.away = True, Kept(), room.log.seconds()
+    member.kept.sure = True
     room.people[member.key] = room.seats[member.seat] = room.held[member.seat] = member
 
 
@@ -2212,7 +2367,8 @@ class Tls:
                 self._take(data)
             words = []
             try:
-                words.extend(iter(lambda: self.end.read(RECORD_BYTES), b""))
+                for word in iter(lambda: self.end.read(RECORD_BYTES), b""):
+                    words.append(word)
                 self.over = True
             except ssl.SSLWantReadError:
                 self.idle = 0 if words else self.idle
@@ -2222,10 +2378,11 @@ class Tls:
 
     def finish(self):
         """What tells the other side that nothing follows."""
-        with self.lock, contextlib.suppress(OSError):
+        with self.lock:
             self.ended = True
-            self.end.unwrap()
-        return self.outgoing.read()
+            with contextlib.suppress(OSError):
+                self.end.unwrap()
+            return self.outgoing.read()
 
 
 class Sealed:
@@ -2321,7 +2478,7 @@ class Gate:
         if self._may_answer(member.address, now):
             raise ChatError("this room lets in only people with its code, and this is not it, or no longer", "no-key")
         if now - self.told > GUESS_SECONDS:
-            room.remark("somebody tries many wrong keys; they get no answer any more, and a right one still lets in")
+            room.fanout.spoken.tell("somebody tries many wrong keys; they get no answer any more, and a right one still lets in")
         self.told = now
         raise ConnectionAbortedError("one wrong key too many")
 
@@ -2354,6 +2511,15 @@ def open_door(room, member, reader, until):
                  ChatError("this room is open, and nothing in it is encrypted: join without a code"))
         member.out.send(encode({**room.error(error), "t": 0.0}))
     return None
+
+
+def wait_for_rounds(fanout):
+    """Wait while more is waiting for a round than memory should hold: before a reader appends to it."""
+    # A disk stalls. Nobody's lines are lost by it: their sockets fill up, and whoever sends to them waits, too.
+    while fanout.log.end - fanout.log.tail.end + fanout.work.size() > PENDING_BYTES:
+        if fanout.baton.acquire(timeout=FAULT_SECONDS):
+            fanout.baton.release()
+            fanout.flush()
 
 
 class Allowance:
@@ -2389,6 +2555,7 @@ def await_hello(room, member, arriving):
                 if request["do"] != "hello":
                     raise ChatError('say who you are first: {"do":"hello","name":"bob"}', "not-yet")
                 request["missed"] = room.find_missed(request)  # whatever a client may have called so
+                wait_for_rounds(room.fanout)
                 room.ask(member, request)
                 return lines[number + 1:]
             except ChatError as error:
@@ -2410,6 +2577,7 @@ def serve_member(room, member, arriving, lines, rate):
         step = rate or len(block) or 1
         for start in range(0, len(block), step):
             part = block[start:start + step]
+            wait_for_rounds(room.fanout)
             refused += act(room, member, part)
             if refused >= REFUSED_LINES:
                 _remove(room, member, f"{REFUSED_LINES} of your lines could not be understood")
@@ -2440,7 +2608,7 @@ def _remove(room, member, reason):
 
 def _linger(reader, out):
     # Closing on unread lines would take the last answer from the other side; it has a moment to go.
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(Exception):
         out.shutdown(socket.SHUT_WR)
         reader.settimeout(ENDING_SECONDS / 2)
         for _ in range(64):
@@ -2463,6 +2631,8 @@ def read_guest(room, member, rate):
         why = "left"
     except OSError:
         pass  # the connection broke, or said nothing for too long: "lost" says so
+    except Exception as error:
+        room.fail(error)
     finally:
         if member.seat is None:
             _linger(reader, member.out)
@@ -2470,9 +2640,11 @@ def read_guest(room, member, rate):
         if member.seat is None:
             member.out.close()
         else:
-            room.ask(member, {"do": "lose", "why": why})
-            room.bury(member)
-            room.flush()
+            try:
+                room.ask(member, {"do": "lose", "why": why})
+            finally:
+                room.bury(member)
+                room.flush()
 
 
 class Huddle:
@@ -2531,7 +2703,7 @@ class Caretaker:
 
     def wake(self):
         """Have the caretaker look at the room; may be called by any thread."""
-        with contextlib.suppress(BlockingIOError):  # full of calls already
+        with contextlib.suppress(OSError):  # full of calls already, or closed at the end
             self.bell.send(b"!")
 
     def stop(self):
@@ -2544,39 +2716,49 @@ class Caretaker:
         self.ear.close()
 
     def _run(self):
-        wait = None
+        wait = 0.0
         while not self.stopped:
-            ready = [key.data for key, _ in self.selector.select(wait)]
-            with contextlib.suppress(BlockingIOError):  # the bell has been heard
-                while self.ear.recv(4096):
-                    pass
-            with self.fanout.baton:
-                for member in filter(None, ready + self.unplaced):
-                    self.fanout.push(member)
-                self._watch()
-                due = self.fanout.look_after()
-            held = self.room.release()
-            self.fanout.flush()
-            waits = [due, held, self.huddle.look(self.fanout.calls), 0.05 if self.unplaced else None]
-            wait = min((seconds for seconds in waits if seconds is not None), default=None)
+            try:
+                wait = self._turn(wait)
+            except Exception as error:
+                self.fanout.spoken.fail(error)
+                time.sleep(AGAIN_SECONDS)
+                wait = 0.0
+
+    def _turn(self, wait):
+        ready = [key.data for key, _ in self.selector.select(wait)]
+        with contextlib.suppress(BlockingIOError):  # the bell has been heard
+            while self.ear.recv(4096):
+                pass
+        with self.fanout.baton:
+            for member in filter(None, ready + self.unplaced):
+                self.fanout.spare(member, self.fanout.push, member)
+            self._watch()
+            due = self.fanout.look_after()
+        held = self.room.release()
+        self.fanout.flush()
+        waits = [due, held, self.huddle.look(self.fanout.calls), AGAIN_SECONDS if self.unplaced else None]
+        return min((seconds for seconds in waits if seconds is not None), default=None)
 
     def _watch(self):
-        fanout, taken = self.fanout, self.selector.get_map()
-        for member in [key.data for key in taken.values() if key.data and not key.data.lag]:
-            self.selector.unregister(member.out)
+        fanout = self.fanout
+        for member in [key.data for key in self.selector.get_map().values() if key.data and not key.data.lag]:
             member.watched = False
-        waiting, self.unplaced = self.unplaced + fanout.stuck, []
-        fanout.stuck = []
+            fanout.spare(member, self.selector.unregister, member.out)
+        waiting, self.unplaced, fanout.stuck = self.unplaced + fanout.stuck, [], []
         for member in waiting:
-            if not member.lag:
-                member.watched = False
-            elif len(taken) < self.places:
-                self.selector.register(member.out, selectors.EVENT_WRITE, member)
-            else:
-                self.unplaced.append(member)
-        for member in fanout.graves:
-            member.out.close()
-        fanout.graves = []
+            fanout.spare(member, self._place, member)
+        graves, fanout.graves = fanout.graves, []
+        for member in graves:
+            fanout.spare(member, member.out.close)
+
+    def _place(self, member):
+        if not member.lag:
+            member.watched = False
+        elif len(self.selector.get_map()) < self.places:
+            self.selector.register(member.out, selectors.EVENT_WRITE, member)
+        else:
+            self.unplaced.append(member)
 
 
 # === screen =======================================================================================
@@ -2959,6 +3141,8 @@ def obey(commands, subject, text):
     # Where there is a /say, that says what begins with a slash; elsewhere a second slash does.
     doubled = text.startswith("//") and "say" not in commands
     try:
+        if not is_utf8(text):
+            raise ChatError("this is not text: it holds half a character")
         if text.startswith("/") and not doubled:
             run_command(commands, subject, text)
         elif text and not text.isspace():
@@ -3053,22 +3237,27 @@ class Server:
     def _accept(self):
         while not self.room.closed:
             try:
-                out, address = self.listener.accept()
+                self._accept_one()
             except OSError as error:
                 if not self.room.closed and error.errno != errno.ECONNABORTED:
                     self._too_many(error.strerror)
-                continue
-            out.setblocking(False)
-            tune(out)
-            guest = Member(out, address[0].replace("::ffff:", ""))
-            self.guests.add(guest)
-            try:
-                # Without a Thread object, which would cost each person a quarter more memory.
-                _thread.start_new_thread(self._run_guest, (guest,))
-            except RuntimeError:
-                self.guests.discard(guest)
-                out.close()
-                self._too_many("no more threads")
+            except Exception as error:
+                self.room.fail(error)
+                time.sleep(AGAIN_SECONDS)
+
+    def _accept_one(self):
+        out, address = self.listener.accept()
+        out.setblocking(False)
+        tune(out)
+        guest = Member(out, address[0].replace("::ffff:", ""))
+        self.guests.add(guest)
+        try:
+            # Without a Thread object, which would cost each person a quarter more memory.
+            _thread.start_new_thread(self._run_guest, (guest,))
+        except (RuntimeError, MemoryError):
+            self.guests.discard(guest)
+            out.close()
+            self._too_many("no more threads")
 
     def _too_many(self, reason):
         # Who is inside stays served; the pause keeps the loop from spinning.
@@ -3083,6 +3272,8 @@ class Server:
     def _run_guest(self, guest):
         try:
             read_guest(self.room, guest, self.rate)
+        except Exception as error:
+            self.room.fail(error)
         finally:
             self.guests.discard(guest)
 
@@ -3112,9 +3303,17 @@ class Server:
 
 
 def new_recording(path, head):
-    """A recording into a new file, or into an empty one that is there."""
+    """A recording into a new file, in a folder that is made for it."""
     make_folder(path)
-    return Recording(path, head, 0 if os.path.exists(path) and not os.path.getsize(path) else None)
+    return Recording(path, head)
+
+
+def _encode_again(event):
+    # Another program may have saved the file, in its own way; what is sent looks as if it had been written here.
+    try:
+        return encode(event)
+    except ValueError:  # a field that nobody knows holds what is no text or no number
+        return b""
 
 
 def recover(path):
@@ -3136,11 +3335,12 @@ def recover(path):
         first = max(1, bisect.bisect_left(lines.offsets, lines.end - HISTORY_BYTES))
         file.seek(lines.offsets[first] if first < len(lines) else lines.end)
         tail = file.read(lines.end - file.tell()).split(b"\n")[:-1]
-    events = [(line + b"\n", event) for line, event in zip(tail, map(event_of, tail))
-              if event and "ev" in event and COUNT.fits(event.get("n"))]
-    last = events[-1][1] if events else {"n": lines.numbers[-1], "t": lines.moments[-1]}
+    events = [event for event in map(event_of, tail) if event and "ev" in event and COUNT.fits(event.get("n"))]
+    last = events[-1] if events else {"n": lines.numbers[-1], "t": lines.moments[-1]}
+    if last["n"] > LAST_N or last["t"] > LAST_T:
+        raise ChatError(f"the numbers in {path} are too high to go on from; choose another name")
     people = [(who, seat, seat in back) for who, seat in view.people.items()]
-    return session, last["n"], last["t"], people, b"".join([line for line, event in events]), lines.end
+    return session, last["n"], last["t"], people, b"".join(map(_encode_again, events)), lines.end
 
 
 def open_room(name, log, history, max_people):
@@ -3148,16 +3348,16 @@ def open_room(name, log, history, max_people):
     room = Room(name, history, max_people)
     if log is None:
         return room
-    if not os.path.exists(log) or not os.path.getsize(log):
-        room.fanout.recording = new_recording(log, room.log.session_line)
-        room.secrets.keep()
-        return room
-    try:
+    make_folder(log)
+    recording = Recording(log, room.log.session_line, new=False)
+    try:  # nobody else writes to it from here on; a file that was empty has its head by now, and is read like any other
         session, n, t, people, tail, size = recover(log)
-    except OSError as error:
-        raise ChatError(f"cannot read {log}: {error.strerror}") from None
-    room.log.resume(session, n, t, tail)
-    room.fanout.recording = Recording(log, room.log.session_line, size)
+        room.log.resume(session, n, t, tail)
+        recording.go_on(size, room.log.session_line)
+    except (ChatError, OSError) as error:
+        recording.close()
+        raise error if type(error) is ChatError else ChatError(f"cannot go on in {log}: {error.strerror}") from None
+    room.fanout.recording = recording
     room.secrets = Secrets(session["id"])
     known = room.secrets.keep(n)
     for who, seat, back in people:  # the server died with them inside
@@ -3248,15 +3448,15 @@ class Console:
             self._show()
 
     def _show(self):
-        lines = []
+        faults, lines = self.room.fanout.spoken.faults, []
+        while faults:
+            self.say_here(faults.popleft(), "error")
         for chunk in reversed(self.room.since(self.n)):
             lines = chunk.data[:-1].rsplit(b"\n", CONSOLE_LINES)[-CONSOLE_LINES:] + lines
             if len(lines) >= CONSOLE_LINES:
                 break
         events = [decode_event(line.decode()) for line in lines[-CONSOLE_LINES:]]
         events = [event for event in events if event["n"] > self.n]
-        while self.room.fanout.remarks:
-            self.say_here(self.room.fanout.remarks.popleft(), "error")
         if events:
             skipped, self.n = events[0]["n"] - self.n - 1, events[-1]["n"]
             texts = [[("system", f"… {skipped:,} lines not shown")]] if skipped else []
@@ -3508,8 +3708,10 @@ class Connection:
         self.sock.settimeout(SILENCE_SECONDS)
         self.reader = self.sock.dup()
         self.reader.settimeout(1.0)
-        self.heard, self.idle = time.monotonic(), lambda: None  # when something came last; called while nothing does
-        self.had = 0  # the newest number of a reply
+        # When an answer came last, since what the others say may come though nothing gets there; and what is called
+        # while there is none.
+        self.heard, self.idle = time.monotonic(), lambda: None
+        self.had, self.ping_at = 0, time.monotonic() + PING_SECONDS  # the newest number of a reply
         self.outbox = queue.Queue()
         threading.Thread(target=self._write_lines, name="sender", daemon=True).start()
 
@@ -3518,16 +3720,18 @@ class Connection:
         self.outbox.put(encode({"do": do, **fields}))
 
     def _write_lines(self):
-        ping_at, line = time.monotonic() + PING_SECONDS, b""
         with contextlib.suppress(OSError):  # the receiver sees the same and tells it
-            while line is not None:
+            for line in iter(self._next_line, None):
                 self.sock.sendall(line)
-                now = time.monotonic()
-                try:
-                    line = self.outbox.get(timeout=max(0.0, ping_at - now))
-                except queue.Empty:
-                    line, ping_at = encode({"do": "ping", "had": self.had}), now + PING_SECONDS
         self.end()
+
+    def _next_line(self):
+        wait = self.ping_at - time.monotonic()
+        if wait > 0:
+            with contextlib.suppress(queue.Empty):
+                return self.outbox.get(timeout=wait)
+        self.ping_at = time.monotonic() + PING_SECONDS
+        return encode({"do": "ping", "had": self.had})
 
     def _receive(self, size):
         while True:
@@ -3535,17 +3739,15 @@ class Connection:
                 data = self.reader.recv(size)
             except socket.timeout:
                 data = None
-            now, quiet = time.monotonic(), self.quiet()
-            if now > (self.until or self.heard + SILENCE_SECONDS):
+            if time.monotonic() > (self.until or self.heard + SILENCE_SECONDS):
                 raise socket.timeout
-            self.heard = self.heard if data is None else now
-            if quiet > QUIET_SECONDS:
+            if self.quiet() > QUIET_SECONDS:
                 self.idle()
             if data is not None:
                 return data
 
     def quiet(self):
-        """For how many seconds nothing has come."""
+        """For how many seconds no answer has come."""
         return time.monotonic() - self.heard
 
     def batches(self):
@@ -3730,6 +3932,7 @@ class Link:
         """Enter the room, under a name that `choose_name` chooses, if it is given, where this one is refused."""
         batches, opening = self._enter(name, choose_name)
         self._settle()
+        self.connection.send("ping")  # which tells that the welcome has come
         self.receiver = threading.Thread(target=self._live, args=(batches, opening), name="receiver", daemon=True)
         self.receiver.start()
 
@@ -3778,7 +3981,10 @@ class Link:
                 self.progress.missing = 0
             self.person.take(news)
             self.connection.had = self.progress.had
-            if any(event.get("re") == "pong" and event.get("id") == self.mark for line, event in news):
+            pongs = [event.get("id") for line, event in news if event.get("re") == "pong"]
+            if pongs:
+                self.connection.heard = time.monotonic()
+            if self.mark in pongs and self.mark:
                 self._settle()
             if busy > before - 2 * GATHER_SECONDS:
                 time.sleep(GATHER_SECONDS)  # what comes so fast is cheaper taken many at a time
