@@ -466,7 +466,7 @@ def check_fields(word, fields, given):
     for field, kind in fields.items():
         if not kind.fits(given.get(field)):
             raise ChatError(f'{word} needs "{field}": {kind.words}')
-    for field, kind in OPTIONAL.get(word, {}).items():
+    for field, kind in OPTIONAL[word].items() if word in OPTIONAL else ():
         if field in given and not kind.fits(given[field]):
             raise ChatError(f'the "{field}" of {word} must be {kind.words}')
 
