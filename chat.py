@@ -250,6 +250,13 @@ MARKS = ACCENTS + _unpack(
     "6u-5 2-1 3-3 2 2-1 3y-6 3-6 4 t-9 15-6 2-3 9 a-a 1b-f 5j-7 5k-7 2-7 2b-l 2-d 3f-5 4 2-1 2-6 2 1v-4 2-1 "
     "2-4 9o-3 a-1 2 1d-6 4-4 o 44t-e 8uh-h 1xd-4 1o-6 t5 2-1i 8-3 2m-1 f58-1 3mq-19 3-m f3-4 4-5 9-7 3-6 v-3 "
     "45-2 1j0-1i 5-1d 9 f n-4 2-e 11t-6 2-g 3-6 2-1 2-4 2t 4h-6 ag 1q-3 e5-3 73-1 6s 3 8-1 6 d7-6 32-6")
+# Letters of scripts that have shapes in common, of which a word of a name may use one; and what they look like.
+SCRIPTS = tuple(map(re.compile, (
+    "[A-Za-z\xaa\xba\xc0-\xd6\xd8-\xf6\xf8-\u02af\u1d00-\u1d25\u1e00-\u1eff\u2c60-\u2c7f\ua722-\ua7ff\uab30-\uab64]",
+    "[\u0370-\u03ff\u1f00-\u1fff]", "[\u0400-\u052f\u1c80-\u1c8a\u2de0-\u2dff\ua640-\ua69f]")))
+LOOKS = str.maketrans("01ıАВЕКМНОРСТУХІЈЅЗҺԚԜԌѴӀавекмнорстухіјѕзһԛԝԁѵӏΑΒΕΖΗΙΚΜΝΟΡΤΥΧαεηικνορτυχγ",
+                      "oiiabekmhopctyxijs3hqwgviabekmhopctyxijs3hqwdviabezhikmnoptyxaenikvoptuxy")
+_marks = re.compile("[\u0300-\u036f\u0483-\u0487]+")  # over letters of these scripts
 _dump = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 _scan = json.JSONDecoder().scan_once  # one C call per line; json.loads would double its cost
 _string = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?')  # an unfinished one too, or it would try again at each quote
@@ -338,23 +345,48 @@ def check_name(name):
         raise ChatError("a name must not hold characters that nobody sees", "bad-name")
     if "MMM" in kinds:
         raise ChatError("a name has at most two marks on one letter", "bad-name")
-    if name_key(name) in RESERVED:
+    if looks_of(name) in _reserved:
         raise ChatError(f"the name {name} is reserved", "bad-name")
+    if any(len(_scripts_of(word)) > 1 for word in re.split("[_.-]", name)):
+        raise ChatError("a word of a name has letters of one script only: Latin, Cyrillic or Greek", "bad-name",
+                        suggest_name(name))
     return name
+
+
+def _scripts_of(text):
+    text = unicodedata.normalize("NFKC", text)
+    return {script for script in SCRIPTS if script.search(text)}
+
+
+def _unmixed(match):
+    # A word in the script that most of it is in: other letters become what they look like there, or are left out.
+    word = match.group()
+    most = {max(SCRIPTS, key=lambda script: len(script.findall(word)))}
+    points = [point if _scripts_of(point) <= most else point.translate(LOOKS) for point in word]
+    return "".join([point for point in points if _scripts_of(point) <= most])
 
 
 def suggest_name(name):
     """A name as near to this one as the rules allow; None when there is none."""
     kept = [point for point in unicodedata.normalize("NFC", name[:8 * NAME_POINTS].replace(" ", "_"))
             if point in "_.-" or unicodedata.category(point)[0] in "LN" and not _hidden.match(point)]
-    near = "".join(kept).lstrip("_.-")[:NAME_POINTS]
-    return near if near and name_key(near) not in RESERVED else None
+    near = re.sub("[^_.-]+", _unmixed, "".join(kept)).lstrip("_.-")[:NAME_POINTS]
+    return near if near and looks_of(near) not in _reserved else None
 
 
 def name_key(name):
     """What makes two names the same: Bob is bob, and a wide letter is a letter."""
     name = name[:8 * NAME_POINTS]  # no name is longer, and what is takes long to normalize
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+
+
+def looks_of(name):
+    """What names have in common that people may take for one another."""
+    plain = _marks.sub("", unicodedata.normalize("NFKD", name[:8 * NAME_POINTS]))
+    return name_key(plain.translate(LOOKS)).replace("l", "i").rstrip("_.-")  # as a large I is taken for a small l
+
+
+_reserved = frozenset(map(looks_of, RESERVED))
 
 
 def is_utf8(text):
@@ -1902,6 +1934,7 @@ class Room:
         self.fanout = Fanout(self.lock, self.log, self.ask)
         self.flush, self.fail = self.fanout.flush, self.fanout.spoken.fail
         self.people = {}  # name key: member, in the order of their coming
+        self.alike = {}  # what the name looks like: member
         self.seats = {}  # seat: member, of those who can come back
         self.held = {}  # the same, of those whose link is lost, in the order of their losing it
         self.secrets = Secrets(self.log.session["id"])
@@ -2012,14 +2045,31 @@ class Room:
             raise ChatError(f"nobody here is called {clean_row(name)[:NAME_POINTS]}", "nobody")
         return member
 
-    def check_free(self, key, name):
-        """Refuse a name that somebody has, with one that is free."""
-        if key not in self.people:
+    def check_free(self, name, member=None):
+        """Refuse a name that somebody else has, or may be taken for them by, with one that is free."""
+        if self._is_free(name, member):
             return
-        stem = name[:NAME_POINTS - 5]
-        free = next(f"{stem}-{number}" for number in itertools.count(2)
-                    if name_key(f"{stem}-{number}") not in self.people)
-        raise ChatError(f"the name {name} is taken; {free} is free", "name-taken", free)
+        # By doubling and halving, since a thousand guests may have come.
+        stem, taken, free = name[:NAME_POINTS - 6], 1, 2
+        while not self._is_free(f"{stem}-{free}"):
+            taken, free = free, 2 * free
+        while free - taken > 1:
+            middle = (taken + free) // 2
+            taken, free = (taken, middle) if self._is_free(f"{stem}-{middle}") else (middle, free)
+        how = "is taken" if name_key(name) in self.people else "looks like one that is taken"
+        raise ChatError(f"the name {name} {how}; {stem}-{free} is free", "name-taken", f"{stem}-{free}")
+
+    def _is_free(self, name, member=None):
+        return self.people.get(name_key(name), member) is member and self.alike.get(looks_of(name), member) is member
+
+    def add(self, member):
+        """Put a member among the people, under its name."""
+        self.people[member.key] = self.alike[looks_of(member.name)] = member
+
+    def remove(self, member):
+        """Take a member from among the people, or from under its name."""
+        del self.people[member.key]
+        self.alike.pop(looks_of(member.name), None)
 
     def is_muted(self, member, id):
         """Whether a member must not speak now; if so, it is told."""
@@ -2038,7 +2088,7 @@ class Room:
             place, last = None, reason
         self.fanout.work.parting.append((member, place, last))
         member.left = True
-        del self.people[member.key]
+        self.remove(member)
         self.seats.pop(member.seat, None)
         self.held.pop(member.seat, None)
         if member.back and why == "lost" or member.away is not None:
@@ -2071,19 +2121,18 @@ def _decide_hello(room, member, request):
 def _come_in(room, member, request, before):
     # `before` is the seat that they have had, if they come again after a while: then they are told what they missed.
     name = check_name(request["name"])
-    key = name_key(name)
     if room.max_people and len(room.people) >= room.max_people:
         raise ChatError(f"this room is full: {room.max_people} people", "full")
-    room.check_free(key, name)
+    room.check_free(name)
     if before is None:
         missed, (place, first) = (), room.log.history(room.history)
     else:
         missed, place, first = _missed(room, request)
-    member.name, member.quoted, member.key, member.back = name, quote(name), key, request.get("back") is True
+    member.name, member.quoted, member.key, member.back = name, quote(name), name_key(name), request.get("back") is True
     opening = _opening(room, member, request, [*room.people.values(), member], room.log.n + 1)
     room.log.append("join", who=name, **{"from": first, "back": member.back or None})
     member.seat = room.log.n
-    room.people[key] = member
+    room.add(member)
     if member.back:
         member.kept = Kept()
         room.seats[member.seat] = member
@@ -2100,7 +2149,8 @@ def _come_back(room, member, request, other):
     for field in ("name", "quoted", "key", "seat", "muted", "back", "kept"):
         setattr(member, field, getattr(other, field))
     other.left = True
-    room.people[member.key] = room.seats[member.seat] = member
+    room.seats[member.seat] = member
+    room.add(member)
     room.held.pop(member.seat, None)
     if request.get("run") == room.secrets.run:  # else these are numbers of replies that no one has any more
         member.kept.let_go(request.get("had", 0))
@@ -2153,15 +2203,13 @@ def _decide_tell(room, member, request):
 
 def _decide_nick(room, member, request):
     name = check_name(request["name"])
-    key = name_key(name)
     if name == member.name:
         raise ChatError(f"your name is {name} already", "bad-name")
-    if key != member.key:
-        room.check_free(key, name)
+    room.check_free(name, member)
     room.log.append("nick", who=member.name, name=name, id=request.get("id"))
-    del room.people[member.key]
-    member.name, member.quoted, member.key = name, quote(name), key
-    room.people[key] = member
+    room.remove(member)
+    member.name, member.quoted, member.key = name, quote(name), name_key(name)
+    room.add(member)
 
 
 def _decide_who(room, member, request):
@@ -2204,7 +2252,8 @@ def _decide_gone(room, host, request):
     member.name, member.quoted, member.key, member.seat = name, quote(name), name_key(name), request["seat"]
     member.back, member.kept, member.away = True, Kept(), room.log.seconds()
     member.kept.sure = True
-    room.people[member.key] = room.seats[member.seat] = room.held[member.seat] = member
+    room.seats[member.seat] = room.held[member.seat] = member
+    room.add(member)
 
 
 def _decide_kick(room, host, request):
@@ -2228,6 +2277,7 @@ def _decide_end(room, host, request):
         room.fanout.work.parting.append((member, place, last))
         member.left = True
     room.people.clear()
+    room.alike.clear()
     room.seats.clear()
     room.held.clear()
     room.fanout.patience, host.left = ENDING_SECONDS, True

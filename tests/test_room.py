@@ -610,3 +610,29 @@ def test_a_muted_member_is_refused_by_the_time_of_the_session(room):
     say(room, bob, "four")
     assert [line["text"] for line in ann.out.lines()[-4:]] == [
         "three", "bob is muted for 1 min", "bob is no longer muted", "four"]
+
+
+def test_a_name_that_looks_like_one_that_is_there_is_taken():
+    room = taped_room()
+    enter(room, "alice")
+    for name, free in (("alice.", "alice.-2"), ("Alice", "Alice-2"), ("аӏісе", "аӏісе-3")):
+        with pytest.raises(chat.ChatError) as refusal:
+            ask(room, chat.Member(Wire()), "hello", name=name)
+        assert (refusal.value.code, refusal.value.name) == ("name-taken", free)
+        enter(room, free)
+    alice = room.people["alice"]
+    ask(room, alice, "nick", name="ALICE_")
+    assert room.people["alice_"] is alice and set(room.people.values()) == set(room.alike.values())
+    ask(room, alice, "bye")
+    enter(room, "alice")
+
+
+def test_a_free_name_is_found_among_thousands_in_a_few_looks():
+    room, looks = taped_room(), []
+    for number in range(2000):
+        enter(room, f"guest-{number}" if number > 1 else ("guest", "x")[number])
+    is_free = room._is_free
+    room._is_free = lambda *name: looks.append(name) or is_free(*name)
+    with pytest.raises(chat.ChatError) as refusal:
+        ask(room, chat.Member(Wire()), "hello", name="guest")
+    assert refusal.value.name == "guest-2000" and len(looks) < 30
