@@ -170,6 +170,7 @@ BATCH_SECONDS = 0.005  # what writing one may take; more, and the next is half a
 SCREEN_LINES = 1000  # waiting for a terminal; what is beyond is counted, not shown
 SCREEN_CHARACTERS = 256 << 10  # the same
 DEAR_LINES = 20  # shown even when the rest of a flood is skipped
+TWICE_SECONDS = 0.1  # some programs send a signal twice; a person who insists takes longer
 MUTE_MINUTES = 5  # unless the host says how many
 GATHER_SECONDS = 0.01  # between two looks at what has come, while much comes
 UNSENT_SECONDS = 1.0  # after which a line without its echo counts as still on its way
@@ -1781,7 +1782,8 @@ class Room:
         member.left = True
         del self.people[member.key]
         self.seats.pop(member.seat, None)
-        if self.held.pop(member.seat, None):
+        self.held.pop(member.seat, None)
+        if member.back and why == "lost" or member.away is not None:
             self._tell_tellers(member)
 
     def _tell_tellers(self, member):
@@ -2509,14 +2511,11 @@ class Caretaker:
         with contextlib.suppress(OSError):  # full of calls already, or closed at the end
             self.bell.send(b"!")
 
-    def stop(self):
-        """End the thread and wait for it."""
+    def stop(self, seconds):
+        """Have the thread close the recording and end, and wait for it, but no longer than this."""
         self.stopped = True
         self.wake()
-        self.thread.join()
-        self.selector.close()
-        self.bell.close()
-        self.ear.close()
+        self.thread.join(seconds)
 
     def _run(self):
         wait = 0.0
@@ -2527,6 +2526,11 @@ class Caretaker:
                 self.fanout.spoken.fail(error)
                 time.sleep(AGAIN_SECONDS)
                 wait = 0.0
+        with self.fanout.baton:
+            if self.fanout.recording:
+                self.fanout.recording.close()
+        for thing in (self.selector, self.bell, self.ear):
+            thing.close()
 
     def _turn(self, wait):
         ready = [key.data for key, _ in self.selector.select(wait)]
@@ -3042,15 +3046,17 @@ class Server:
         while not self.room.closed:
             try:
                 self._accept_one()
-            except OSError as error:
-                if not self.room.closed and error.errno != errno.ECONNABORTED:
-                    self._too_many(error.strerror)
             except Exception as error:
                 self.room.fail(error)
                 time.sleep(AGAIN_SECONDS)
 
     def _accept_one(self):
-        out, address = self.listener.accept()
+        try:
+            out, address = self.listener.accept()
+        except OSError as error:
+            if not self.room.closed and error.errno != errno.ECONNABORTED:
+                self._too_many(error.strerror)
+            return
         out.setblocking(False)
         tune(out)
         guest = Member(out, re.sub(r"^::ffff:(?=[0-9.]+$)", "", address[0]))
@@ -3086,20 +3092,39 @@ class Server:
 
     def stop(self):
         """End the room for everyone: their last line, the recording closed, the threads gone."""
+        # This is the main thread, which hears the signals: it must not wait for a disk, so others carry out the end.
         if self.room.closed:
             return
         self.room.ask(self.room.host, {"do": "end"})
-        self.room.flush()
+        self.caretaker.wake()
         with contextlib.suppress(OSError):  # wakes accept; where it does not, the thread is a daemon
             self.listener.shutdown(socket.SHUT_RDWR)
         self.listener.close()
         deadline = time.monotonic() + ENDING_SECONDS + 0.2
-        while (self.guests or self.room.fanout.farewells) and time.monotonic() < deadline:
-            self._hurry(time.monotonic() > deadline - 0.3)
+        self._wait_for_guests(deadline - 0.3)
+        self._call_out()
+        self._wait_for_guests(deadline, late=True)
+        self.caretaker.stop(deadline + 0.2 - time.monotonic())
+
+    def _wait_for_guests(self, until, late=False):
+        fanout = self.room.fanout
+        while (self.guests or fanout.farewells or fanout.unsent) and time.monotonic() < until:
+            self._hurry(late)
             time.sleep(0.01)
-        self.caretaker.stop()
-        if self.room.fanout.recording:
-            self.room.fanout.recording.close()
+
+    def _call_out(self):
+        # Who is in step still has not been sent the end, since somebody with the baton waits for a disk that hangs, and
+        # before that goes on we are gone.
+        log = self.room.log
+        lines = b"".join(log.pending) or log.tail.data
+        for send in list(self.room.fanout.instep.values()):
+            with contextlib.suppress(OSError):
+                send(lines[lines.rfind(b"\n", 0, -1) + 1:])
+
+    def unrecorded(self):
+        """How many lines the recording still lacks."""
+        log, recording = self.room.log, self.room.fanout.recording
+        return log.n - log.tail.last + recording.backlog.count(b"\n") if recording else 0
 
     def _hurry(self, late):
         # Who never said hello has no farewell to wait for; at the end nobody has.
@@ -3207,11 +3232,12 @@ def banner(room, address, everyone):
 class Console:
     """The server's own view of the room, printed in batches by a thread, and its keyboard if it has one."""
 
-    # `run` is the main thread's. `end` may be called by a signal handler, hence at any moment of it.
+    # `run` is the main thread's. `end` may be called by a signal handler, hence at any moment of it; `insist` only by
+    # one. What is asked here is carried out by the caretaker: who waits for a disk hears no signals.
 
     def __init__(self, room, screen):
         self.room, self.n, self.screen = room, room.log.n, screen
-        self.ended = self.stopped = False
+        self.ended, self.stopped = 0.0, False  # when it was asked to end
         self.thread = threading.Thread(target=self._follow, name="console", daemon=True)
 
     def run(self):
@@ -3222,17 +3248,24 @@ class Console:
             self.screen.end()
         self.thread.start()
         self.screen.run()
+        self.ended = self.ended or time.monotonic()
 
     def end(self):
-        """Let `run` return; may be called by a signal handler."""
-        self.ended = True
+        """Let `run` return."""
+        self.ended = self.ended or time.monotonic()
         self.screen.end()
 
-    def stop(self):
-        """Print what is left, once the room is closed, and end the thread."""
+    def insist(self):
+        """Let `run` return; the second time, end at once, whatever is still waited for."""
+        if self.ended and time.monotonic() - self.ended > TWICE_SECONDS:
+            os._exit(1)
+        self.end()
+
+    def stop(self, seconds):
+        """Print what is left, once the room is closed, and end the thread, unless the terminal is held back."""
         self.stopped = True
         self.room.fanout.spoken.set()
-        self.thread.join(1.0)  # not longer: a terminal that is held back must not hold the end
+        self.thread.join(seconds)
 
     def _follow(self):
         last = False
@@ -3282,7 +3315,7 @@ class Console:
     def take_line(self, text):
         """Do what an entered line asks; returns False if it must stay in the input line."""
         done = obey(CONSOLE_COMMANDS, self, text)
-        self.room.flush()
+        self.room.fanout.wake()
         return done
 
     # --- the commands ---
@@ -3368,14 +3401,27 @@ def serve(host="127.0.0.1", port=PORT, room="chat", log=None, history=HISTORY, r
     with open_listener(host, port) as listener:
         server = Server(open_room(room, log, history, max_people), listener, rate)
         console = Console(server.room, Pipe(sys.stdout))
-        with signals_caught(("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"), console.end):
+        # A terminal window that is closed may say so more than once.
+        with signals_caught(("SIGHUP",), console.end), \
+                signals_caught(("SIGINT", "SIGTERM", "SIGBREAK"), console.insist):
             server.start()
-            console.screen.show([[("text", line)] for line in banner(server.room, server.address, not host)])
-            console.run()
-            server.stop()
-            console.stop()
-    if console.thread.is_alive():
-        os._exit(0)  # stdout is held back, and Python's own last flush would wait for it, too
+            try:
+                console.screen.show([[("text", line)] for line in banner(server.room, server.address, not host)])
+                console.run()
+            except OSError:  # its terminal window was closed
+                silence(sys.stdout)
+            finally:
+                until = time.monotonic() + ENDING_SECONDS + 0.5
+                server.stop()
+                console.stop(max(0.1, until - time.monotonic()))
+    lost = server.unrecorded()
+    trouble = ChatError(f"{lost:,} {'line' if lost == 1 else 'lines'} could not be recorded") if lost else None
+    if console.thread.is_alive():  # stdout is held back, and Python's own last flush would wait for it, too
+        if trouble:
+            print(f"{program()}: {trouble}.", file=sys.stderr)
+        os._exit(bool(trouble))
+    if trouble:
+        raise trouble
 
 
 # === client =======================================================================================
@@ -3829,6 +3875,9 @@ class Link:
             self.receiver.join(1.0)
 
 
+_token = re.compile(rb',"token":"[^"]*"')  # a recording is handed round, and this opens a seat
+
+
 def is_talk(event):
     """Whether this is something that a person says, to all or to one."""
     return event.get("ev") in ("say", "me") or event.get("re") == "tell"
@@ -3900,7 +3949,7 @@ class Client:
         # What was said to this person; a pong or a broken line says nothing.
         if self.recording:
             words = ("welcome", "tell", "who", "error")
-            lines = [line for line, event in batch if "ev" in event or event.get("re") in words]
+            lines = [_token.sub(b"", line) for line, event in batch if "ev" in event or event.get("re") in words]
             trouble = self.recording.write(b"".join(lines))
             if trouble:
                 self.say_here(trouble)
