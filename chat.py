@@ -1,7 +1,7 @@
 """chat: a room for people on one network, in one file.
 
     python chat.pyz serve                       open a room on this computer
-    python chat.pyz serve --lan --open          ... for everyone on this network
+    python chat.pyz serve --lan                 ... for people with the code; with --open for everyone on this network
     python chat.pyz join 192.168.1.5 --name bob take part
     python chat.pyz replay FILE                 watch a recorded session again
 
@@ -20,6 +20,7 @@ The words used throughout, here as in the help and on the wire:
     round     one pass of the fan-out: take what is new, write it, send it to everyone
     in step   a member that was sent every chunk; lag: what the others still have to be sent
     letter    a reply on its way to one member, outside the log
+    code      what lets one into a private room: it names the certificate of its server and the key of the room
     view      what one person knows: who they are, who is here, what is history
     recording the session file while it is written; tape: the same while it is played or made a report of
     scene     an event with the moment at which it was seen and the name of who saw it
@@ -156,6 +157,11 @@ RETRY_PAUSES = 0.5, 10.0  # seconds between attempts to connect again, at first 
 PATIENCE_SECONDS = 60.0  # for which a script goes on with that; a person at a terminal decides alone
 NAME_TRIES = 5  # until a server that refuses every name is left alone
 SILENCE_SECONDS = 24.0  # without any, after which a link is dead: both ends are to know within 30
+STRETCH = 100_000  # rounds of hashing: what a code says of a certificate is so much dearer to forge
+GUESSES = 5, 30  # wrong keys, from one address and in all, that are answered
+GUESS_SECONDS = 60.0  # ... in such a time
+RECORD_BYTES = 16 << 10  # what TLS encrypts at a time
+SEALED_BYTES = 64 << 10  # that may come, or wait, without a word in it: a handshake, new keys over and over
 KEPT_BYTES = 1 << 20  # of replies that wait for somebody, until they are known to have come
 BACKLOG_BYTES = 1 << 20  # of lines kept for the recording while it fails: minutes of talk
 SYNC_SECONDS = 1.0  # until what is recorded survives a power cut, too
@@ -178,6 +184,9 @@ CONNECT_SECONDS = 10.0  # and for the first lines of what answers
 RECENT = 5  # addresses that the menu remembers
 AHEAD = 50  # lines that a script may be ahead of the server's confirmation: less than SILENCE_SECONDS' worth of them
 ACKNOWLEDGE_SECONDS = 2.0  # how long a leaving client waits for the server's last line
+
+
+FINAL = "kicked", "elsewhere", "no-key"  # after such an error it is of no use to try again
 
 
 class ChatError(Exception):
@@ -407,7 +416,8 @@ REPLIES = {
 }
 # What any of these may have besides: whoever comes back tells what they have had so far, and is told where they are.
 OPTIONAL = {
-    "hello": {"back": TRUE, "token": STRING, "session": STRING, "run": STRING, "last": COUNT, "had": COUNT},
+    "hello": {"back": TRUE, "token": STRING, "session": STRING, "run": STRING, "last": COUNT, "had": COUNT,
+              "proof": STRING},
     "ping": {"had": COUNT},
     "welcome": {"seat": COUNT, "token": STRING, "run": STRING, "since": COUNT},
     "who": {"away": AWAY},
@@ -456,7 +466,7 @@ def check_fields(word, fields, given):
     for field, kind in fields.items():
         if not kind.fits(given.get(field)):
             raise ChatError(f'{word} needs "{field}": {kind.words}')
-    for field, kind in OPTIONAL.get(word, {}).items():
+    for field, kind in OPTIONAL[word].items() if word in OPTIONAL else ():
         if field in given and not kind.fits(given[field]):
             raise ChatError(f'the "{field}" of {word} must be {kind.words}')
 
@@ -1112,6 +1122,183 @@ class Secrets:
         return seat if seat <= self.since(run) else None
 
 
+# --- the certificate ---
+
+# The curve P-256, on which a key is a number and what the world sees of it a point: the base, added up so many times.
+PRIME = 2**256 - 2**224 + 2**192 + 2**96 - 1
+ORDER = 0xffffffff00000000ffffffffffffffffbce6faada7179e84f3b9cac2fc632551
+BASE = (0x6b17d1f2e12c4247f8bce6e563a440f277037d812deb33a0f4a13945d898c296,
+        0x4fe342e2fe1a7f9b8ee7eb4a7c0f9e162bce33576b315ececbb6406837bf51f5)
+EC_KEY, CURVE, SIGNED, NAMED = map(bytes.fromhex, (  # how certificates name these things
+    "06072a8648ce3d0201", "06082a8648ce3d030107", "06082a8648ce3d040302", "0603550403"))
+
+
+def _add_points(one, other):
+    (x, y), (u, v) = one, other
+    slope = 3 * (x * x - 1) * pow(2 * y, -1, PRIME) if one == other else (v - y) * pow(u - x, -1, PRIME)
+    w = (slope * slope - x - u) % PRIME
+    return w, (slope * (x - w) - y) % PRIME
+
+
+def _point(number):
+    total, power = None, BASE
+    while number:
+        if number & 1:
+            total = _add_points(total, power) if total else power
+        power = _add_points(power, power)
+        number >>= 1
+    return total
+
+
+def _der(tag, *parts):
+    # One value as certificates write it: what it is, how long, and its parts.
+    body = b"".join(parts)
+    size = len(body).to_bytes((len(body).bit_length() + 7) // 8, "big")
+    return bytes([tag, len(body)] if len(body) < 128 else [tag, 128 + len(size), *size]) + body
+
+
+def _der_number(number):
+    return _der(2, number.to_bytes(number.bit_length() // 8 + 1, "big"))
+
+
+def make_certificate():
+    """A certificate that vouches for itself, and its key, as the bytes of two DER structures."""
+    import hashlib
+
+    # Valid for all times, since clocks are wrong; nobody trusts it for what it says, only for its hash in a code. That
+    # this arithmetic takes longer for some numbers tells nobody anything: each key signs once, before anybody knows it.
+    key, nonce = (int.from_bytes(os.urandom(48), "big") % (ORDER - 1) + 1 for _ in range(2))
+    public = _der(3, b"\0\4", *[part.to_bytes(32, "big") for part in _point(key)])
+    name, signed = _der(0x30, _der(0x31, _der(0x30, NAMED, _der(12, b"chat")))), _der(0x30, SIGNED)
+    times = _der(0x30, _der(23, b"700101000000Z"), _der(24, b"99991231235959Z"))
+    serial = _der_number(int.from_bytes(os.urandom(8), "big"))
+    body = _der(0x30, serial, signed, name, times, name, _der(0x30, _der(0x30, EC_KEY, CURVE), public))
+    r = _point(nonce)[0] % ORDER
+    s = pow(nonce, -1, ORDER) * (int(hashlib.sha256(body).hexdigest(), 16) + r * key) % ORDER
+    signature = _der(3, b"\0", _der(0x30, _der_number(r), _der_number(s)))
+    return (_der(0x30, body, signed, signature),
+            _der(0x30, _der_number(1), _der(4, key.to_bytes(32, "big")), _der(0xa0, CURVE), _der(0xa1, public)))
+
+
+def open_context(end):
+    """What TLS is to be like here, for the "SERVER" or the "CLIENT" end."""
+    try:
+        import ssl
+    except ImportError:
+        raise ChatError("this Python lacks the module ssl, without which nothing can be encrypted; an open room needs "
+                        "none") from None
+    context = ssl.SSLContext(getattr(ssl, f"PROTOCOL_TLS_{end}"))
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # the code says whom to trust
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_TICKET | getattr(ssl, "OP_NO_RENEGOTIATION", 0)
+    return context
+
+
+def _use_certificate(path):
+    # What encrypts with the certificate in this file, and the certificate itself, as the other end of a link sees it.
+    import ssl
+
+    context = open_context("SERVER")
+    context.num_tickets = 0  # nobody resumes, and each would cost a send
+    context.load_cert_chain(path, password="")  # without one it would ask for it
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    server, client = context.wrap_bio(there, back, True), open_context("CLIENT").wrap_bio(back, there)
+    for end in (client, server, client, server, client):
+        with contextlib.suppress(ssl.SSLWantReadError):
+            end.do_handshake()
+    return context, client.getpeercert(True)
+
+
+def _make_pem():
+    import base64
+
+    texts = [f"-----BEGIN {kind}-----\n{base64.encodebytes(data).decode()}-----END {kind}-----\n"
+             for kind, data in zip(("CERTIFICATE", "EC PRIVATE KEY"), make_certificate())]
+    return "".join(texts).encode()
+
+
+class Identity:
+    """The certificate by which people know that they have reached this computer, and what encrypts with it."""
+
+    def __init__(self):
+        import hashlib
+
+        path = os.path.join(state_folder(), "identity.pem")
+        try:
+            self.context, certificate = _use_certificate(path)
+        except (OSError, ValueError):  # there is none, or it is damaged
+            self.context, certificate = self._renew(path)
+        self.digest = hashlib.sha256(certificate).digest()
+        self.pin = stretch(self.digest)
+
+    def _renew(self, path):
+        # Read from a file that is ours for a moment: in its place none may be possible, or be another's who begins now.
+        import tempfile
+
+        pem = _make_pem()
+        with tempfile.TemporaryDirectory() as folder:
+            made = os.path.join(folder, "identity.pem")
+            keep_private(made, pem)
+            found = _use_certificate(made)
+        with contextlib.suppress(OSError):  # then it lives as long as this process
+            keep_private(path, pem)
+        return found
+
+
+# --- the code ---
+
+LETTERS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # none that is easily taken for another
+ALIKE = str.maketrans("OILoil", "011011", "- ")
+
+
+def spell(number, count):
+    """A number as so many letters of a code, 5 bits each."""
+    return "".join([LETTERS[number >> 5 * place & 31] for place in reversed(range(count))])
+
+
+def check_letter(letters):
+    """The letter that makes a code complete: no single wrong letter and no two swapped ones leave it right."""
+    doubled = [LETTERS.index(letter) * (1 + (place + len(letters)) % 2) for place, letter in enumerate(letters)]
+    return LETTERS[-sum(value // 32 + value % 32 for value in doubled) % 32]
+
+
+def stretch(digest):
+    """What a code says of the certificate with this hash: 50 bits, made dear, since a forger must make very many."""
+    import hashlib
+
+    stretched = hashlib.pbkdf2_hmac("sha256", digest, b"chat certificate", STRETCH)
+    return spell(int.from_bytes(stretched, "big") >> 256 - 50, 10)
+
+
+def prove(key, digest):
+    """The proof that one knows the key of a room, of use only to the server with the certificate of this hash."""
+    import hmac
+
+    return hmac.new(key.to_bytes(5, "big"), b"chat proof" + digest, "sha256").hexdigest()
+
+
+class Code(collections.namedtuple("Code", "pin key")):
+    """What one must know to come into a private room: the certificate's stretched hash, in letters, and the key."""
+
+    def __str__(self):
+        letters = self.pin + spell(self.key, 7)
+        letters += check_letter(letters)
+        return "-".join([letters[:6], letters[6:12], letters[12:]])
+
+    @classmethod
+    def read(cls, text):
+        """The code that somebody has typed; raises a ChatError if it is none."""
+        letters = text.translate(ALIKE).upper()
+        if len(letters) != 18 or not set(letters) <= set(LETTERS):
+            raise ChatError("a code is 18 letters and digits, such as K7Q2MX-9D3FTA-XW4P0C")
+        if check_letter(letters[:-1]) != letters[-1]:
+            raise ChatError("this code has a mistyped letter")
+        key = 0
+        for letter in letters[10:17]:
+            key = key << 5 | LETTERS.index(letter)
+        return cls(letters[:10], key)
+
+
 # === log ==========================================================================================
 # The one idea as a class. Events get their number, time and place here and nowhere else. The events of a
 # round are one chunk, and the chunks hang on one another like a chain: whoever is not up to date holds a
@@ -1400,9 +1587,13 @@ class Bell(threading.Event):
         now = time.monotonic()
         if now - self.told >= FAULT_SECONDS:
             self.told = now
-            self.faults.append(f"something went wrong ({type(error).__name__}): it cost one connection or one line, "
-                               "and the rest goes on")
-            self.set()
+            self.tell(f"something went wrong ({type(error).__name__}): it cost one connection or one line, and the rest "
+                      "goes on")
+
+    def tell(self, text):
+        """Have the host told this."""
+        self.faults.append(text)
+        self.set()
 
 
 class Fanout:
@@ -1461,7 +1652,8 @@ class Fanout:
         try:
             step(*arguments)
         except Exception as error:
-            self.spoken.fail(error)
+            if not isinstance(error, OSError):  # that a connection breaks is no fault
+                self.spoken.fail(error)
             with contextlib.suppress(Exception):  # its reader, or its next turn, sees to the rest
                 if member:
                     self._break(member)
@@ -1536,22 +1728,18 @@ class Fanout:
                 sent = send(data)
             except BlockingIOError:
                 sent = 0
-            except OSError:
-                sent = -1
             except Exception as error:
-                sent = -1
-                self.spoken.fail(error)
+                sent = error
             if sent != size:
                 late.append((member, sent))
         for member, sent in late:
             self.spare(member, self._fall_behind, member, chunk, sent)
 
     def _fall_behind(self, member, chunk, sent):
-        if sent < 0:
-            self._break(member)
-        else:
-            self._start_lag(member, chunk, memoryview(chunk.data)[sent:])
-            self._watch(member)
+        if isinstance(sent, Exception):
+            raise sent
+        self._start_lag(member, chunk, memoryview(chunk.data)[sent:])
+        self._watch(member)
 
     def _post(self, member, letter):
         if member.lag:
@@ -1672,8 +1860,14 @@ class Room:
         self.held = {}  # the same, of those whose link is lost, in the order of their losing it
         self.bans = []
         self.secrets = Secrets(self.log.session["id"])
+        self.gate = None  # keeps out who has no key, where the room is private
         self.host = Member(None)  # speaks and acts, but is not among the people
         self.host.name, self.host.quoted = "server", quote("server")
+
+    @property
+    def private(self):
+        """Whether it is only for people with its code, and encrypted."""
+        return self.gate is not None
 
     @property
     def closed(self):
@@ -2239,6 +2433,190 @@ def _surcharge(room, request):
     return len(room.people) // WHO_PEOPLE if request["do"] == "who" else 0
 
 
+class Tls:
+    """One end of an encrypted link: makes of what is said what is sent, and the other way round; knows no socket."""
+
+    # OpenSSL does not bear two threads in one link. So whoever reads or sends takes this lock, and never waits with it.
+    # What TLS has to say by itself goes out before the next that is said.
+
+    __slots__ = "lock", "end", "incoming", "outgoing", "idle", "over", "ended"
+
+    def __init__(self, context, server):
+        import ssl
+
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.end = context.wrap_bio(self.incoming, self.outgoing, server)
+        self.lock, self.idle = threading.Lock(), 0  # how many bytes came without a word in them
+        self.over = self.ended = False  # whether the other side has said that nothing follows, and whether this one has
+
+    def shake_hands(self, sock, until):
+        """Agree with the other side on how to encrypt, until this time; raises an OSError if they do not."""
+        import ssl
+
+        while True:
+            sock.settimeout(max(0.001, until - time.monotonic()))
+            try:
+                self.end.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                pass
+            finally:  # the last word is to go out, too, or the complaint
+                sock.sendall(self.outgoing.read())
+            self._take(sock.recv(READ_BYTES[0]))
+        if self.end.version() not in ("TLSv1.2", "TLSv1.3"):
+            raise ConnectionAbortedError("an old kind of encryption")
+
+    def _take(self, data):
+        # Whoever keeps this end busy without a word, or lets answers pile up, is cut.
+        self.incoming.write(data)
+        self.idle += len(data)
+        if not data or self.idle > SEALED_BYTES or self.outgoing.pending > RECORD_BYTES:
+            raise ConnectionAbortedError("nothing was said")
+
+    def encrypt(self, data):
+        """What is to be sent for this, with all that waits to be sent before it."""
+        with self.lock:
+            if data:  # some versions do not take nothing
+                self.end.write(data)
+            return self.outgoing.read()
+
+    def decrypt(self, data):
+        """What was said, now that these bytes have come; nothing if it is not whole yet, or `over`."""
+        import ssl
+
+        with self.lock:
+            if self.ended:
+                return data  # nobody listens any more, it only has to be taken off the wire
+            if data:
+                self._take(data)
+            words = []
+            try:
+                for word in iter(lambda: self.end.read(RECORD_BYTES), b""):
+                    words.append(word)
+                self.over = True
+            except ssl.SSLWantReadError:
+                self.idle = 0 if words else self.idle
+            except ssl.SSLZeroReturnError:
+                self.over = True
+        return b"".join(words)
+
+    def finish(self):
+        """What tells the other side that nothing follows."""
+        with self.lock:
+            self.ended = True
+            with contextlib.suppress(OSError):
+                self.end.unwrap()
+            return self.outgoing.read()
+
+
+class Sealed:
+    """A socket that encrypts: neither the fan-out nor who reads can tell it from a plain one."""
+
+    # While anything of what was taken waits here to be sent, its last byte counts as not taken. So whoever has sent all
+    # knows that nothing waits, and whoever has not comes again, beginning with that byte. `send` does not wait, for the
+    # holder of the baton; `sendall` does, for the sender of a client. `recv` is the reader's, who has a Sealed of its
+    # own with the same Tls, as it has a socket of its own.
+
+    __slots__ = "sock", "tls", "rest"
+
+    def __init__(self, sock, tls):
+        self.sock, self.tls, self.rest = sock, tls, b""
+
+    def __getattr__(self, name):
+        return getattr(self.sock, name)  # all else is as it is there
+
+    def dup(self):
+        """One more for the same link, as sockets do."""
+        return Sealed(self.sock.dup(), self.tls)
+
+    def send(self, data):
+        """Send what the system takes without waiting; returns how much of it that is."""
+        data, taken = memoryview(data), 0
+        try:
+            if self.rest:
+                self._push()
+                taken = 1  # this byte was in what waited
+            while taken < len(data):
+                piece = data[taken:taken + RECORD_BYTES]
+                self.rest = self.tls.encrypt(piece)
+                taken += len(piece)
+                self._push()
+        except BlockingIOError:
+            if taken < 2:
+                raise
+            taken -= 1
+        return taken
+
+    def _push(self):
+        while self.rest:
+            self.rest = self.rest[self.sock.send(self.rest):]
+
+    def sendall(self, data):
+        """Send all of this, and wait for it."""
+        self.sock.sendall(self.tls.encrypt(data))
+
+    def recv(self, size):
+        """Wait for something to be said; returns it, or nothing at the end."""
+        data = b""  # something may have come behind the handshake
+        while True:
+            words = self.tls.decrypt(data)
+            if words or self.tls.over:
+                return words
+            data = self.sock.recv(size)
+            if not data:
+                return b""
+
+    def shutdown(self, how):
+        """End one direction or both; the other side is told, if it still takes something."""
+        if how == socket.SHUT_WR:
+            with contextlib.suppress(OSError):
+                self.rest += self.tls.finish()
+                self._push()
+        self.sock.shutdown(how)
+
+
+class Gate:
+    """What a private room has before its door: who shows no key does not get as far as the room."""
+
+    # Every proof is looked at, however many are wrong, so that a right one always lets in. Guessing the key takes years
+    # all the same; answers, by which one notices mistakes, are for people, who make few.
+
+    def __init__(self, identity):
+        self.identity = identity
+        self.lock, self.wrong = threading.Lock(), collections.deque()  # (when, from which network), of those answered
+        self.told = float("-inf")  # when the host was last told
+
+    def code(self, room):
+        """The code that lets in at the moment."""
+        return Code(self.identity.pin, room.secrets.key)
+
+    def check(self, room, member, network, request):
+        """Refuse what neither proves that its writer knows the key nor has a token of this room."""
+        import hmac
+
+        right, given = prove(room.secrets.key, self.identity.digest), request.get("proof", "")
+        if request["do"] == "hello" and (hmac.compare_digest(given.encode(), right.encode()) or
+                                         room.secrets.seat_of(request.get("token", "")) is not None):
+            return
+        now = time.monotonic()
+        if self._may_answer(network, now):
+            raise ChatError("this room lets in only people with its code, and this is not it, or no longer", "no-key")
+        if now - self.told > GUESS_SECONDS:
+            room.fanout.spoken.tell("somebody tries many wrong keys; they get no answer any more, and a right one still lets in")
+        self.told = now
+        raise ConnectionAbortedError("one wrong key too many")
+
+    def _may_answer(self, network, now):
+        with self.lock:
+            while self.wrong and self.wrong[0][0] < now - GUESS_SECONDS:
+                self.wrong.popleft()
+            some, all = GUESSES
+            answer = len(self.wrong) < all and sum(other == network for when, other in self.wrong) < some
+            if answer:
+                self.wrong.append((now, network))
+            return answer
+
+
 def wait_for_rounds(fanout):
     """Wait while more is waiting for a round than memory should hold: before a reader appends to it."""
     # A disk stalls. Nobody's lines are lost by it: their sockets fill up, and whoever sends to them waits, too.
@@ -2356,19 +2734,23 @@ class Stranger:
         self.until, self.names = time.monotonic() + HELLO_SECONDS, 0  # how many names were refused
         others.add(self)
 
-    def receive(self, size):
-        """What the other side sends, as `recv` returns it, now and when the hello has come."""
+    def recv(self, size):
+        """What the other side sends, as a socket returns it, now and when the hello has come."""
         if self.until is None:
             return self.reader.recv(size)
         self.others.add(self)
-        left = self.until - time.monotonic()
-        if left <= 0:
-            raise socket.timeout
-        self.reader.settimeout(left)
+        self.reader.settimeout(self.left())
         seen = self.reader.recv(size, socket.MSG_PEEK)
         if _is_whole(seen):
             self.others.remove(self)
         return seen and self.reader.recv(len(seen))
+
+    def left(self):
+        """The seconds that it still has; raises an OSError if there are none."""
+        left = self.until - time.monotonic()
+        if left <= 0:
+            raise socket.timeout
+        return left
 
     def try_again(self):
         """Give it time to think of another name, though not for ever."""
@@ -2393,17 +2775,38 @@ class Stranger:
         with contextlib.suppress(OSError):
             self.out.shutdown(socket.SHUT_RDWR)
 
-    def linger(self):
+    def linger(self, out):
         """End it, slowly: closing on unread lines would take the last answer from the other side."""
         until = time.monotonic() + ENDING_SECONDS / 2
         with contextlib.suppress(Exception):
             self.others.add(self)
-            self.out.shutdown(socket.SHUT_WR)
+            out.shutdown(socket.SHUT_WR)
             for _ in range(64):
                 self.reader.settimeout(max(0.01, until - time.monotonic()))
                 if not self.reader.recv(READ_BYTES[1]) or time.monotonic() > until:
                     break
         self.others.remove(self)
+
+
+def open_door(room, member, stranger):
+    """Wait for a first byte, and for a handshake; returns what to receive with, None if that is all."""
+    # What is not meant for this room hears one line that tells nothing of it. Silence stays silence.
+    reader = stranger.reader
+    reader.settimeout(stranger.left())
+    first = reader.recv(1, socket.MSG_PEEK)
+    encrypted = first == b"\x16"  # how the first message of TLS begins
+    if encrypted and room.private:
+        tls = Tls(room.gate.identity.context, True)
+        tls.shake_hands(reader, stranger.until)
+        member.out = Sealed(member.out, tls)
+        return Sealed(stranger, tls).recv
+    if first and encrypted == room.private:
+        return stranger.recv
+    if first:
+        error = (ChatError("this room is private: python3 chat.pyz join CODE@ADDRESS", "no-key") if room.private else
+                 ChatError("this room is open, and nothing in it is encrypted: join without a code"))
+        member.out.send(encode({**room.error(error), "t": 0.0}))
+    return None
 
 
 def await_hello(room, member, stranger, receive):
@@ -2424,7 +2827,7 @@ def await_hello(room, member, stranger, receive):
                 return b"\n".join([*lines[number:], rest])
             refused += 1
             senseless = refused == 1 and isinstance(error, NoRequest) or len(line) > HELLO_BYTES
-            if senseless or refused == REFUSED_LINES or error.code == "kicked":
+            if senseless or refused == REFUSED_LINES or error.code in FINAL:
                 return None
             if error.code in ("bad-name", "name-taken"):
                 stranger.try_again()
@@ -2437,6 +2840,8 @@ def _introduce(room, member, stranger, line):
         if len(line) > HELLO_BYTES:
             raise NoRequest(f"a line before the hello has at most {HELLO_BYTES:,} bytes", "too-long")
         request = decode_request(line)
+        if room.private:
+            room.gate.check(room, member, stranger.network, request)
         if request["do"] != "hello":
             raise ChatError('say who you are first: {"do":"hello","name":"bob"}', "not-yet")
         if room.seat_of(request) is None:
@@ -2445,8 +2850,11 @@ def _introduce(room, member, stranger, line):
         wait_for_rounds(room.fanout)
         room.ask(member, request)
     except ChatError as error:
-        # Nobody else sends to it yet, and a socket that is full already hears nothing.
-        member.out.send(encode(room.error(error, request.get("id", error.id))))
+        # Nobody else sends to it yet, and a socket that is full already hears nothing. How old the session is, only
+        # people inside need to know.
+        reply = encode({**room.error(error, request.get("id", error.id)), "t": 0.0})
+        if member.out.send(reply) < len(reply):
+            raise ConnectionAbortedError("it does not listen") from None
         return error
     stranger.come_in()
     return None
@@ -2495,14 +2903,15 @@ def _remove(room, member, reason):
 
 def read_guest(room, member, stranger, rate):
     """The thread of one connection, from its first byte to its last."""
-    out, why = member.out, "lost"
-    reader = stranger.reader = socket.socket(out.family, out.type, out.proto, fileno=out.fileno())
+    why, stranger.reader = "lost", socket.socket(member.out.family, member.out.type, member.out.proto,
+                                                 fileno=member.out.fileno())
     try:
-        rest = await_hello(room, member, stranger, stranger.receive)
+        receive = open_door(room, member, stranger)
+        rest = await_hello(room, member, stranger, receive) if receive else None
         if rest is not None:
-            reader.settimeout(SILENCE_SECONDS if member.back else IDLE_SECONDS)
+            stranger.reader.settimeout(SILENCE_SECONDS if member.back else IDLE_SECONDS)
             room.flush()
-            serve_member(room, member, stranger.receive, rest, rate)
+            serve_member(room, member, receive, rest, rate)
         why = "left"
     except OSError:
         pass  # the connection broke, or said nothing for too long: "lost" says so
@@ -2510,10 +2919,10 @@ def read_guest(room, member, stranger, rate):
         room.fail(error)
     finally:
         if member.seat is None:
-            stranger.linger()
-        reader.detach()
+            stranger.linger(member.out)
+        stranger.reader.detach()
         if member.seat is None:
-            out.close()
+            member.out.close()
         else:
             try:
                 room.ask(member, {"do": "lose", "why": why})
@@ -3282,6 +3691,16 @@ def lan_addresses():
     return [address for address in dict.fromkeys(found) if not address.startswith(("127.", "0."))]
 
 
+def ways_in(room, address):
+    """What others type to come into this room, one line for each address of this computer that may be the right one."""
+    host, port = address
+    hosts = [f"[{host}]" if ":" in host else host]
+    if host in ("::", "0.0.0.0"):
+        hosts = lan_addresses() or ["ADDRESS-OF-THIS-COMPUTER"]
+    code = f"{room.gate.code(room)}@" if room.private else ""
+    return [f"{command_line('join')} {code}{host}{'' if port == PORT else f':{port}'}" for host in hosts]
+
+
 def banner(room, address, everyone):
     """The lines with which a server introduces itself."""
     host, port = address
@@ -3289,10 +3708,11 @@ def banner(room, address, everyone):
     yield f"chat {__version__}: room {name} listens on {'all addresses' if everyone else shown}:{port}"
     if host in ("127.0.0.1", "::1"):
         yield f"  here type:      {command_line('join')}{'' if port == PORT else f' {shown}:{port}'}"
-        yield f"  for others open it to this network:  {command_line('serve --lan --open')}"
+        yield f"  for others open it to this network:  {command_line('serve --lan')}"
     else:
-        for other in (lan_addresses() if everyone else [shown]) or ["ADDRESS-OF-THIS-COMPUTER"]:
-            yield f"  others type:    {command_line('join')} {other}{'' if port == PORT else f':{port}'}"
+        yield from (f"  others type:    {line}" for line in ways_in(room, address))
+        yield ("  private: encrypted, and only for people with this code; /code new makes another one" if room.private
+               else "  open: everybody on this network can come in, and everything can be read on its way")
         yield "  it hangs there? A firewall, or Wi-Fi that keeps machines apart."
     if room.fanout.recording:
         yield f"  recording into  {room.fanout.recording.path}"
@@ -3308,8 +3728,8 @@ class Console:
     # `run` is the main thread's. `end` may be called by a signal handler, hence at any moment of it; `insist` only by
     # one. What is asked here is carried out by the caretaker: who waits for a disk hears no signals.
 
-    def __init__(self, room, screen):
-        self.room, self.n, self.screen = room, room.log.n, screen
+    def __init__(self, room, screen, address=("", PORT)):
+        self.room, self.n, self.screen, self.address = room, room.log.n, screen, address
         self.ended, self.stopped = 0.0, False  # when it was asked to end
         self.thread = threading.Thread(target=self._follow, name="console", daemon=True)
 
@@ -3443,6 +3863,15 @@ class Console:
         check_text(text)
         self.ask("mark", text=text)
 
+    def _code(self, new=None):
+        if not self.room.private:
+            raise ChatError("this room is open, and needs no code")
+        if new and one_of(["new"], new):
+            self.room.secrets.new_key()
+            self.say_here("from now on one comes in with this code only; whoever is in stays in")
+        for line in ways_in(self.room, self.address):
+            self.say_here(line)
+
     def _log(self, switch):
         room = self.room
         if (one_of(("on", "off"), switch) == "on") == bool(room.fanout.recording):
@@ -3464,6 +3893,8 @@ CONSOLE_COMMANDS = {
     "ban": Command("NAME", "remove somebody until the room ends", Console._ban),
     "unban": Command("NAME", "let somebody come back, or speak again", Console._unban),
     "bans": Command("", "who may not come in or not speak, and for how long", Console._bans),
+    "code": Command("[new]", "what others type to come in; with new by a new code, and no longer by the old one",
+                    Console._code),
     "mark": Command("TEXT", "put a chapter mark into the log", Console._mark),
     "log": Command("on|off", "record, into a new file in sessions/, or stop recording", Console._log),
     "quit": Command("", "end the room", Console.end),
@@ -3493,12 +3924,17 @@ def signals_caught(names, function):
         yield
 
 
-def serve(host="127.0.0.1", port=PORT, room="chat", log=None, history=HISTORY, rate=RATE, max_people=0):
+def serve(host="127.0.0.1", port=PORT, room="chat", log=None, history=HISTORY, rate=RATE, max_people=0,
+          for_all=False):
     """Open a room and serve it until a signal or its keyboard ends it; an empty host means every address."""
+    # Whatever others can reach is private, unless it is said in so many words that it is not.
     raise_limits()
     with open_listener(host, port) as listener:
+        private = not for_all and not re.match(r"127\.|::1$", listener.getsockname()[0])
+        gate = Gate(Identity()) if private else None
         server = Server(open_room(room, log, history, max_people), listener, rate)
-        console = Console(server.room, Pipe(sys.stdout))
+        server.room.gate = gate
+        console = Console(server.room, Pipe(sys.stdout), server.address)
         # A terminal window that is closed may say so more than once.
         with signals_caught(("SIGHUP",), console.end), \
                 signals_caught(("SIGINT", "SIGTERM", "SIGBREAK"), console.insist):
@@ -3557,6 +3993,48 @@ def remember_address(address):
             file.write("\n".join(addresses[:RECENT]) + "\n")
 
 
+def find_invite(address):
+    """(the Code or None, the address without it), of CODE@ADDRESS or of an address for which CHAT_INVITE has a code."""
+    code, _, place = address.rpartition("@")
+    invite = os.environ.get("CHAT_INVITE", "")
+    if invite and not code:
+        code, _, known = invite.rpartition("@") if "@" in invite else (invite, "", "")
+        if known and place and parse_address(known) != parse_address(place):
+            code = ""  # it is for another room
+        place = place or known
+    return Code.read(code) if code else None, place
+
+
+def ask_code():
+    """Ask in a terminal for the code of a private room, without showing it."""
+    while True:
+        try:
+            return Code.read(getpass.getpass("Its code, which is not shown here: ").partition("@")[0])
+        except EOFError:
+            raise ChatError("there was no answer", "no-answer") from None
+        except ChatError as error:
+            print(f"{error}.")
+
+
+def seal(sock, code, until):
+    """Encrypt a connection until this time; returns (what is like a socket, the proof that one knows the key)."""
+    # Not a word is said before it is sure to whom.
+    import hashlib
+    import hmac
+
+    tls = Tls(open_context("CLIENT"), False)
+    try:
+        tls.shake_hands(sock, until)
+        digest = hashlib.sha256(tls.end.getpeercert(True) or b"").digest()
+        if hmac.compare_digest(stretch(digest), code.pin):
+            return Sealed(sock, tls), prove(code.key, digest)
+        reason = "what answers is not the server of this code: it is another one, or somebody is in between"
+    except OSError:
+        reason = "what answers is no private room; an open one is joined without a code"
+    sock.close()
+    raise ChatError(reason)
+
+
 def login_name():
     """The name under which a person is logged in, made into one that a room may accept."""
     try:
@@ -3573,7 +4051,7 @@ class Connection:
     # server two socket objects stand on one descriptor, since the one that receives looks up each second: a link that
     # brings nothing for long is dead, though its system may not know. The sender sees to it that something comes.
 
-    def __init__(self, host, port):
+    def __init__(self, host, port, code=None):
         self.until = time.monotonic() + CONNECT_SECONDS  # until the welcome has come
         try:
             self.sock = socket.create_connection((host, port), CONNECT_SECONDS)
@@ -3584,6 +4062,9 @@ class Connection:
             raise ChatError(f"no chat answers at {host}:{port} ({reason}); check the address, and whether "
                             f"the server runs") from None
         tune(self.sock)
+        self.proof = None
+        if code:
+            self.sock, self.proof = seal(self.sock, code, self.until)
         self.sock.settimeout(SILENCE_SECONDS)
         self.reader = self.sock.dup()
         self.reader.settimeout(1.0)
@@ -3656,12 +4137,12 @@ def _line_and_event(line):
         return b"", remark(0.0, f"a line of the server made no sense: {error}")
 
 
-def enter(host, port, hello):
+def enter(host, port, hello, code=None):
     """Connect and say hello; returns the connection, its batches, and the lines that opened them."""
     # One time-out holds for all until the welcome: what is no chat may say nothing at all, or go on for ever.
-    connection = Connection(host, port)
+    connection = Connection(host, port, code)
     batches, opening = connection.batches(), []
-    connection.send("hello", **hello)
+    connection.send("hello", **hello, proof=connection.proof)
     try:
         for batch in batches:
             opening += itertools.dropwhile(lambda pair: not opening and "here" in pair[1], batch)  # it may greet first
@@ -3692,9 +4173,6 @@ def ask_again(error):
     """Whoever sits at a terminal is asked, and may just press Enter for what the server offers."""
     print(f"{error}.")
     return ask("Another name", clean_row(error.name) if type(error.name) is str else "")
-
-
-FINAL = "kicked", "elsewhere", "no-key"  # after such an error it is of no use to try again
 
 
 def pauses():
@@ -3798,6 +4276,7 @@ class Link:
 
     def __init__(self, host, port, person, patience=float("inf")):
         self.host, self.port, self.person, self.patience = host, port, person, patience
+        self.code = None  # of a private room
         self.state, self.parting = "out", False
         self.wakeup, self.nudge = threading.Condition(), threading.Event()
         self.ids, self.unconfirmed = itertools.count(1), {}  # id: Asked
@@ -3817,7 +4296,8 @@ class Link:
     def _enter(self, name, choose_name):
         for attempt in range(NAME_TRIES):
             try:
-                entered = enter(self.host, self.port, {"name": name, "back": True, **self.progress.hello()})
+                hello = {"name": name, "back": True, **self.progress.hello()}
+                entered = enter(self.host, self.port, hello, self.code)
                 break
             except ChatError as error:
                 if not choose_name or error.code not in ("bad-name", "name-taken") or attempt == NAME_TRIES - 1:
@@ -4256,17 +4736,31 @@ def _interrupt():
     raise KeyboardInterrupt
 
 
+def _enter_at_terminal(link, name):
+    # At a terminal: a name that is refused can be given anew, and a code that lacks.
+    try:
+        link.join(name, ask_again)
+    except ChatError as error:
+        if error.code != "no-key" or link.code:
+            raise
+        print(f"{error}.")
+        link.code = ask_code()
+        link.join(name, ask_again)
+
+
 def join(address="", name=None, log=None, times=TIMES[0]):
     """Take part in the room at this address until the person leaves or it ends."""
+    code, address = find_invite(address)
     host, port = parse_address(address)
     if log and os.path.exists(log):
         raise ChatError(f"{log} exists already; choose another name")
     client = Client(host, port, log, times)
+    client.link.code = code
     signals = "SIGHUP", "SIGTERM", "SIGBREAK"
     try:
         with signals_caught(signals, _interrupt):
             if client.screen.attended:
-                client.link.join(name or ask("Your name", login_name()), ask_again)
+                _enter_at_terminal(client.link, name or ask("Your name", login_name()))
                 remember_address(address or "127.0.0.1")
             else:  # a script keeps to its name
                 client.link.join(name or login_name(), take_free if name is None else None)
@@ -5302,19 +5796,27 @@ def ask_until(question, default, check):
 
 
 def _menu_host():
-    everyone = choose("Who can come in?", ["this computer only", "everyone on this network"])
+    who = choose("Who can come in?", ["this computer only", "people with the code", "everyone on this network"])
     room = ask_until("Room", "chat", lambda text: check_text(text) and text)
     record = choose("Record what is said?", ["no", "yes, into a new file in sessions/"])
-    return (["serve"] + ["--lan", "--open"] * everyone + ([f"--room={room}"] if room != "chat" else [])
+    return (["serve"] + ["--lan", "--open"][:who] + ([f"--room={room}"] if room != "chat" else [])
             + ["--log"] * record)
+
+
+def _take_code(text):
+    # An address that was typed, without the code before it: that is not to be seen in a command line.
+    code, place = find_invite(text)
+    parse_address(place)
+    if code:
+        os.environ["CHAT_INVITE"] = f"{code}@{place}"
+    return place
 
 
 def _menu_join():
     # Without an address to choose there is no question whether it is to be another one.
     recent = recent_addresses()
     number = choose("Where?", recent + ["another address"]) if recent else 0
-    address = (recent + [None])[number] or ask_until("Address, as `serve` prints it", "127.0.0.1",
-                                                     lambda text: parse_address(text) and text)
+    address = (recent + [None])[number] or ask_until("Address, as `serve` prints it", "127.0.0.1", _take_code)
     return ["join", *["--"] * address.startswith("-"), address]  # else it would be taken for an option
 
 
@@ -5345,12 +5847,10 @@ def _menu_report():
 
 
 def _menu_give():
-    address = (lan_addresses() or ["ADDRESS-OF-THIS-COMPUTER"])[0]  # of several the likeliest; serve prints all
     print("This program is one file:", f"  {os.path.abspath(sys.argv[0])}",
-          "Copy it to a USB stick or send it, as any file. There, with Python 3.8 or newer, one types:",
-          f"  {command_line('join')} {address}",
-          "while you host a chat for everyone on this network, here:",
-          f"  {command_line('serve --lan --open')}", sep="\n")
+          "Copy it to a USB stick or send it, as any file. Host a chat for people with the code here:",
+          f"  {command_line('serve --lan')}",
+          "It prints what one types there, with Python 3.8 or newer.", sep="\n")
 
 
 MENU = (("host a chat", _menu_host), ("join a chat", _menu_join),
@@ -5414,10 +5914,10 @@ _speed = _number_option("a speed: 2 is twice as fast", float, lambda value: 0 < 
 
 def _add_serve(commands):
     parser = _add_command(commands, "serve", "open a room on this computer", (
-        "", "--lan --open", "--lan --open --room lab --log", "--log lab.jsonl --port 0"), _run_serve)
+        "", "--lan", "--lan --open --room lab --log", "--log lab.jsonl --port 0"), _run_serve)
     parser.add_argument("--host", help="listen on this address (default: 127.0.0.1, this computer only)")
     parser.add_argument("--port", type=int, default=PORT, help=f"default {PORT}; 0 takes any free one")
-    parser.add_argument("--lan", action="store_true", help="listen on all addresses; needs --open")
+    parser.add_argument("--lan", action="store_true", help="listen on all addresses, for people with the code")
     parser.add_argument("--open", action="store_true", help="let everyone in, and everything be read on its way")
     parser.add_argument("--room", default="chat", metavar="NAME", help="what the room is called")
     parser.add_argument("--log", nargs="?", const="", metavar="FILE.jsonl",
@@ -5430,13 +5930,10 @@ def _add_serve(commands):
 
 
 def _run_serve(options):
-    # How the options go together. To be reached by a whole network is never a default, and needs two words:
-    # one for the addresses, and one that says aloud that nothing keeps strangers out.
-    if options.lan and not options.open:
-        options.parser.error("--lan needs --open beside it for now: everyone on the network can then come in and "
-                             "read along")
-    if options.open and not options.lan:
-        options.parser.error("--open goes with --lan")
+    # How the options go together. To be reached by a whole network is never a default, and needs two words where
+    # nothing keeps strangers out: one for the addresses, and one that says so aloud.
+    if options.open and not options.lan and not options.host:
+        options.parser.error("--open goes with --lan or --host")
     if options.lan and options.host:
         options.parser.error("--lan listens on all addresses and --host on one; choose")
     _check_log(options)
@@ -5448,7 +5945,8 @@ def _run_serve(options):
         options.parser.error(str(error))
     host = "" if options.lan else options.host or "127.0.0.1"
     log = default_path(options.room) if options.log == "" else options.log
-    serve(host, options.port, options.room, log, options.history, options.rate, options.max_people)
+    serve(host, options.port, options.room, log, options.history, options.rate, options.max_people,
+          options.open)
 
 
 def _check_log(options):
@@ -5461,9 +5959,10 @@ def _check_log(options):
 
 def _add_join(commands):
     parser = _add_command(commands, "join", "take part in a room", (
-        "", "192.168.1.5", "192.168.1.5:7012 --name bob", "--name bob --log"), _run_join)
-    parser.add_argument("address", nargs="?", default="", metavar="ADDRESS",
-                        help=f"host, host:port or [v6]:port (default 127.0.0.1:{PORT})")
+        "", "K7Q2MX-9D3FTA-XW4P0C@192.168.1.5", "192.168.1.5:7012 --name bob", "--name bob --log"), _run_join)
+    parser.add_argument("address", nargs="?", default="", metavar="[CODE@]ADDRESS",
+                        help=f"host, host:port or [v6]:port (default 127.0.0.1:{PORT}); the code of a private room, if "
+                             "it is not here, is taken from CHAT_INVITE or asked for")
     parser.add_argument("--name", help="what the others see (default: asked for, or the login name)")
     parser.add_argument("--log", nargs="?", const="", metavar="FILE.jsonl",
                         help="record what you see, without FILE into a new one in sessions/")

@@ -428,7 +428,7 @@ def test_the_banner_tells_how_to_come_in_from_here_and_how_to_open_it_to_others(
     server = serve()
     banner = "".join(server.console.lines)
     assert f"join 127.0.0.1:{server.address[1]}\n" in banner
-    assert "serve --lan --open" in banner
+    assert "serve --lan\n" in banner
     assert "recording" not in banner
 
 
