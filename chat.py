@@ -173,6 +173,7 @@ CONSOLE_SECONDS = 0.1  # between batches
 SCREEN_SECONDS = 0.04  # between batches above an input line: fewer are choppy, more cost keys
 SCREEN_BATCH = 8 << 10, 32 << 10  # characters in the first batch, and in the largest: over 5,000 lines a second
 BATCH_SECONDS = 0.005  # what writing one may take; more, and the next is half as large
+NARROWEST = 18  # columns of a window in which rows are broken: a bar and as much text
 SCREEN_LINES = 1000  # waiting for a terminal; what is beyond is counted, not shown
 SCREEN_CHARACTERS = 256 << 10  # the same
 DEAR_LINES = 20  # shown even when the rest of a flood is skipped
@@ -677,6 +678,69 @@ def render(event, session, viewer=None, times=TIMES[0]):
 def plain(pieces):
     """The pieces as text without styles."""
     return "".join([text for style, text in pieces])
+
+
+_cluster = re.compile("[\U0001f1e6-\U0001f1ff]{2}"  # a flag; or a character with what belongs to it:
+                      f"|.(?:[{ACCENTS}{JOINERS}\U0001f3fb-\U0001f3ff]|(?<=\u200d).)*", re.DOTALL)
+_words = re.compile(r"\n| +|[^ \n]+")
+_narrow = re.compile("[\x20-\x7e\xa0-\u02ff\u0370-\u0482\u048a-\u0590]*")  # as many columns as characters
+_address = re.compile("https?://[!-~]+")
+
+
+@functools.lru_cache(maxsize=4096)
+def _columns_of(point):
+    # The most that a character takes on any terminal: not all know which emoji belong together.
+    from wcwidth import wcwidth  # prompt_toolkit brings it along
+
+    return 2 if "\U0001f3fb" <= point <= "\U0001f3ff" else 1 if point == "\ufe0f" else abs(wcwidth(point))
+
+
+def width_of(text):
+    """How many columns a text in one row takes at most."""
+    return len(text) if _narrow.fullmatch(text) else sum(map(_columns_of, text))
+
+
+def break_rows(pieces, columns):
+    """The pieces with an end of row, and CONTINUED, wherever a row would be longer than so many columns."""
+    # Left to itself a terminal breaks a row anywhere, and who pads a message with spaces has what follows begin at the
+    # left edge, like a line of its own. Broken at words; only an address that fits in no row is left to the terminal,
+    # which then knows it as one, to be clicked. A window too narrow for this is left alone.
+    if columns < NARROWEST or sum([width_of(text) for style, text in pieces]) <= columns:
+        return pieces
+    column, broken = 0, []
+    for style, text in pieces:
+        parts = []
+        for word in _words.findall(text):
+            if word == "\n":
+                parts.append(word)
+                column = 0
+            elif column + width_of(word) <= columns:
+                parts.append(word)
+                column += width_of(word)
+            elif word[0] == " ":
+                column = columns  # nobody misses it at the end of a row
+            else:
+                column = _break_word(word, column, columns, parts)
+        broken.append((style, "".join(parts)))
+    return broken
+
+
+def _break_word(word, column, columns, parts):
+    # A word that does not fit into the rest of this row; returns the column behind it.
+    whole = _address.fullmatch(word)
+    if width_of(word) <= columns - len(CONTINUED) or whole:
+        parts.append("\n" + CONTINUED)
+        column = len(CONTINUED)
+    if whole:
+        parts.append(word)
+        return min(column + len(word), columns)
+    for cluster in _cluster.findall(word):
+        if column + width_of(cluster) > columns:
+            parts.append("\n" + CONTINUED)
+            column = len(CONTINUED)
+        parts.append(cluster)
+        column += width_of(cluster)
+    return column
 
 
 def coloured(pieces):
@@ -3164,7 +3228,7 @@ class Backlog:
         self.waiting, self.size = collections.deque(), 0
         self.skipped, self.skip_note = 0, skip_note  # lines since the last batch; what is said behind their count
         self.kept = collections.deque([], DEAR_LINES)  # the newest dear lines among them
-        self.bell = False
+        self.bell, self.columns = False, 0  # the columns of the terminal just now
         self.batch, self.growth = SCREEN_BATCH[0], 4  # characters; it may grow by one part in so many
         self.paint = plain if os.environ.get("NO_COLOR") else coloured
 
@@ -3185,8 +3249,9 @@ class Backlog:
         self.size -= line.size
         return line
 
-    def take(self):
-        """The next batch: one text, for a terminal that itself does nothing at the end of a row."""
+    def take(self, columns=sys.maxsize):
+        """The next batch: one text, for a terminal of so many columns that does nothing at the end of a row."""
+        self.columns = columns
         texts, size, skipped = [], 0, self.skipped - len(self.kept)
         if skipped:
             texts.append(self._text([("system", f"… {skipped:,} lines skipped{self.skip_note}")]))
@@ -3200,7 +3265,7 @@ class Backlog:
         return "".join(texts)
 
     def _text(self, pieces):
-        return self.paint(pieces).replace("\n", "\r\n") + "\r\n" if pieces else ""
+        return self.paint(break_rows(pieces, self.columns)).replace("\n", "\r\n") + "\r\n" if pieces else ""
 
     def adapt(self, size, seconds):
         """Make the next batch fit what writing one of this size has taken."""
@@ -3392,7 +3457,7 @@ class Screen:
 
     def _print(self):
         with self.lock:
-            text = self.backlog.take()
+            text = self.backlog.take(self.columns())
         output, start = self.session.app.output, time.monotonic()
         output.write_raw(text)
         output.flush()
@@ -5379,7 +5444,8 @@ def write_cast(tape, seat, scenes, out, max_gap):
     for step, scene in cap_silence(scenes, max_gap):
         due += step
         for pieces in rows_of([scene], tape.session, seat):
-            out.write(_dump([round(due, 3), "o", coloured(pieces).replace("\n", "\r\n") + "\r\n"]) + "\n")
+            out.write(_dump([round(due, 3), "o", coloured(break_rows(pieces, PICTURE[0])).replace("\n", "\r\n") + "\r\n"])
+                      + "\n")
 
 
 # What the page is given of each event: the fields that are shown, so that nothing else of a file gets out with it.
@@ -5446,8 +5512,6 @@ CELL, ROW, EDGE, TITLE = 8.5, 19, 12, 30  # the size of a character, the margin,
 GROUND, INK = "#1b1e26", "#dfe3ec"
 INKS = {"2": "#98a0b3", "31": "#ff8a80", "32": "#86d993", "33": "#e8c872", "34": "#8ab4ff", "35": "#e0a3ff",
         "36": "#78d6df", "91": "#ffa8a0", "92": "#a8ecb2", "94": "#adc8ff", "95": "#eec4ff"}
-_cluster = re.compile("[\U0001f1e6-\U0001f1ff]{2}"  # a flag; or a character with what belongs to it:
-                      f"|.(?:[{ACCENTS}{JOINERS}\U0001f3fb-\U0001f3ff]|(?<=\u200d).)*", re.DOTALL)
 
 
 def cells(pieces, columns):
@@ -5527,7 +5591,7 @@ def write_picture(tape, seat, scenes, out, max_gap=0.0):
     newest, scene = collections.deque([], height - 2), (0.0, tape.viewer, {})
     for scene in scenes:
         newest.extend(rows_of([scene], tape.session, seat))
-    rows = [row for pieces in newest for row in cells(pieces, columns)][2 - height:]
+    rows = [row for pieces in newest for row in cells(break_rows(pieces, columns), columns)][2 - height:]
     last, name, event = scene
     title = clean_row(name or (seat.names[0][1] if seat else tape.session["room"]))
     gone = event.get("ev") == "leave" and event["who"] == name and event["n"] > (seat.n if seat else 0)
