@@ -3623,7 +3623,7 @@ class Server:
             self.room.ask(self.room.host, {"do": "notice", "text": "this computer cannot take more connections at "
                                                                    f"the moment ({reason})"})
             self.room.flush()
-        time.sleep(0.02 if self.strangers.dismiss_one() else 0.2)
+        time.sleep(0.005 if self.strangers.dismiss_one() else 0.2)
 
     def _run_guest(self, guest, stranger):
         try:
