@@ -178,7 +178,7 @@ SCREEN_LINES = 1000  # waiting for a terminal; what is beyond is counted, not sh
 SCREEN_CHARACTERS = 256 << 10  # the same
 DEAR_LINES = 20  # shown even when the rest of a flood is skipped
 TWICE_SECONDS = 0.1  # some programs send a signal twice; a person who insists takes longer
-MUTE_MINUTES = 5  # unless the host says how many
+KICK_MINUTES = MUTE_MINUTES = 5  # unless the host says how many
 GATHER_SECONDS = 0.01  # between two looks at what has come, while much comes
 UNSENT_SECONDS = 1.0  # after which a line without its echo counts as still on its way
 CONNECT_SECONDS = 10.0  # and for the first lines of what answers
@@ -1921,6 +1921,24 @@ class Fanout:
 # log, so the same requests in the same order at the same times give the same bytes.
 
 
+REMOVED = "the host removed you"
+FOR_EVER = float("inf")
+
+
+class Ban(collections.namedtuple("Ban", "name looks seat address until mute")):
+    """Somebody whom the host keeps out, or mute, until this time of the session."""
+
+    def is_for(self, name, seat, address):
+        """Whether this is the same person: by a name that looks alike, a seat they had, or an address of theirs alone."""
+        neighbour = bool(address) and address == self.address
+        return neighbour or looks_of(name) == self.looks or seat is not None and seat == self.seat
+
+
+def time_left(wait, more=""):
+    """In words, how long to wait."""
+    return f"{wait / 60:.0f}{more} minutes" if wait > 90 else f"{wait + 1:.0f}{more} seconds"
+
+
 class Room:
     """Who is here, and what becomes of what they ask."""
 
@@ -1937,6 +1955,7 @@ class Room:
         self.alike = {}  # what the name looks like: member
         self.seats = {}  # seat: member, of those who can come back
         self.held = {}  # the same, of those whose link is lost, in the order of their losing it
+        self.bans = []
         self.secrets = Secrets(self.log.session["id"])
         self.gate = None  # keeps out who has no key, where the room is private
         self.host = Member(None)  # speaks and acts, but is not among the people
@@ -2075,14 +2094,12 @@ class Room:
         """Whether a member must not speak now; if so, it is told."""
         wait = member.muted - self.log.seconds() if member.muted else 0.0
         if wait > 0:
-            error = ChatError(f"you are muted for {wait / 60:.0f} more minutes" if wait > 90 else
-                              f"you are muted for {wait + 1:.0f} more seconds", "muted")
-            self.post(member, self.error(error, id))
+            self.post(member, self.error(ChatError(f"you are muted for {time_left(wait, ' more')}", "muted"), id))
         return wait > 0
 
-    def part(self, member, why, text=None, id=None):
-        """Take a member out of the room; one who was removed is told the reason as its last line."""
-        reason = encode(self.error(ChatError(text, why))) if why in ("slow", "kicked") else b""
+    def part(self, member, why, text=None, id=None, told=None):
+        """Take a member out of the room; one who was removed is told the reason, or that, as its last line."""
+        reason = encode(self.error(ChatError(told or text, why))) if why in ("slow", "kicked") else b""
         place, last = self.log.end, self.log.append("leave", who=member.name, why=why, text=text, id=id) + reason
         if why == "slow":
             place, last = None, reason
@@ -2112,10 +2129,23 @@ def _decide_hello(room, member, request):
     if room.closed:
         raise ChatError("this room is closed", "full")
     seat = room.seat_of(request)
+    _check_welcome(room, request["name"], seat, member.address)
     if seat in room.seats:
         _come_back(room, member, request, room.seats[seat])
     else:
         _come_in(room, member, request, seat)
+
+
+def _check_welcome(room, name, seat, address):
+    wait = _ban_until(room, False, name, seat, address) - room.log.seconds()
+    if wait > 0:
+        until = "for as long as this room is open" if wait == FOR_EVER else f"come back in {time_left(wait)}"
+        raise ChatError(f"{REMOVED}; {until}", "kicked")
+
+
+def _ban_until(room, mute, name, seat, address):
+    # Until when the host does not want to see this person, or to hear them; 0.0 if never.
+    return max((ban.until for ban in room.bans if ban.mute is mute and ban.is_for(name, seat, address)), default=0.0)
 
 
 def _come_in(room, member, request, before):
@@ -2131,7 +2161,7 @@ def _come_in(room, member, request, before):
     member.name, member.quoted, member.key, member.back = name, quote(name), name_key(name), request.get("back") is True
     opening = _opening(room, member, request, [*room.people.values(), member], room.log.n + 1)
     room.log.append("join", who=name, **{"from": first, "back": member.back or None})
-    member.seat = room.log.n
+    member.seat, member.muted = room.log.n, _ban_until(room, True, name, before, member.address)
     room.add(member)
     if member.back:
         member.kept = Kept()
@@ -2206,6 +2236,8 @@ def _decide_nick(room, member, request):
     if name == member.name:
         raise ChatError(f"your name is {name} already", "bad-name")
     room.check_free(name, member)
+    if _ban_until(room, False, name, None, None) > room.log.seconds():
+        raise ChatError(f"the host has banned the name {name}", "bad-name")
     room.log.append("nick", who=member.name, name=name, id=request.get("id"))
     room.remove(member)
     member.name, member.quoted, member.key = name, quote(name), name_key(name)
@@ -2257,7 +2289,42 @@ def _decide_gone(room, host, request):
 
 
 def _decide_kick(room, host, request):
-    room.part(room.find(request["to"]), "kicked", request["text"])
+    member, minutes, reason = room.find(request["to"]), request.get("minutes", 0), request.get("text")
+    room.part(member, "kicked", reason, told=f"{REMOVED}: {reason}" if reason else REMOVED)
+    if minutes:
+        _ban(room, member.name, member, room.log.t + 60 * minutes)
+
+
+def _decide_ban(room, host, request):
+    # Also somebody who has fled already: then it is for the name alone.
+    name = check_name(request["to"])
+    member = room.people.get(name_key(name))
+    if member:
+        _decide_kick(room, host, request)
+    _ban(room, member.name if member else name, member, FOR_EVER)
+
+
+def _ban(room, name, member, until, mute=False):
+    # Whoever shares an address with others, as all do behind one router and on one computer, must not take them along.
+    address, seat = (member.address, member.seat) if member else ("", None)
+    if address.startswith("127.") or address in ["::1", *(other.address for other in room.people.values()
+                                                          if other is not member)]:
+        address = ""
+    _lift(room, name, mute)
+    room.bans.append(Ban(name, looks_of(name), seat, address, until, mute))
+
+
+def _lift(room, name, mute):
+    # Returns whether there was something to lift; what is over is forgotten as well.
+    before, now = len(room.bans), room.log.seconds()
+    room.bans = [ban for ban in room.bans if ban.until > now and (ban.mute, ban.looks) != (mute, looks_of(name))]
+    return len(room.bans) < before
+
+
+def _decide_unban(room, host, request):
+    lifted = [_lift(room, request["to"], mute) for mute in (False, True)]
+    if not any(lifted):
+        raise ChatError(f"nobody is banned by the name {clean_row(request['to'])[:NAME_POINTS]}", "nobody")
 
 
 def _decide_mute(room, host, request):
@@ -2265,6 +2332,9 @@ def _decide_mute(room, host, request):
     text = f"is muted for {minutes} min" if minutes else "is no longer muted"
     room.log.append("notice", text=f"{member.name} {text}")
     member.muted = room.log.t + 60 * minutes if minutes else 0.0
+    room.bans = [ban for ban in room.bans if not (ban.mute and ban.is_for(member.name, member.seat, member.address))]
+    if minutes:
+        _ban(room, member.name, member, member.muted, mute=True)
 
 
 def _decide_announce(room, host, request):
@@ -2288,7 +2358,7 @@ def _decide_end(room, host, request):
 DECISIONS = {
     "hello": _decide_hello, "talk": _decide_talk, "tell": _decide_tell, "nick": _decide_nick, "who": _decide_who,
     "ping": _decide_ping, "bye": _decide_bye, "leave": _decide_leave, "lose": _decide_lose, "gone": _decide_gone,
-    "kick": _decide_kick, "mute": _decide_mute, "notice": _decide_announce, "mark": _decide_announce,
+    "kick": _decide_kick, "ban": _decide_ban, "unban": _decide_unban, "mute": _decide_mute, "notice": _decide_announce, "mark": _decide_announce,
     "end": _decide_end}
 
 
@@ -3603,7 +3673,7 @@ class Server:
             self.room.ask(self.room.host, {"do": "notice", "text": "this computer cannot take more connections at "
                                                                    f"the moment ({reason})"})
             self.room.flush()
-        time.sleep(0.02 if self.strangers.dismiss_one() else 0.2)
+        time.sleep(0.005 if self.strangers.dismiss_one() else 0.2)
 
     def _run_guest(self, guest, stranger):
         try:
@@ -3764,6 +3834,9 @@ def banner(room, address, everyone):
     yield "  Ctrl+C ends the room."
 
 
+_minutes = re.compile("[0-9]{1,4}")
+
+
 class Console:
     """The server's own view of the room, printed in batches by a thread, and its keyboard if it has one."""
 
@@ -3872,13 +3945,34 @@ class Console:
             where = f" from {member.address}" if member.away is None else f" (no link for {now - member.away:.0f} s)"
             self.screen.show([[(name_style(member.name), f"   {clean_row(member.name)}"), ("time", where)]])
 
-    def _kick(self, name, reason="the host removed you"):
-        self.ask("kick", to=name, text=reason)
+    def _kick(self, name, minutes="", reason=""):
+        if not _minutes.fullmatch(minutes):
+            minutes, reason = str(KICK_MINUTES), f"{minutes} {reason}".strip()
+        self.ask("kick", to=name, minutes=int(minutes), text=reason if reason and check_text(reason) else None)
 
     def _mute(self, name, minutes=str(MUTE_MINUTES)):
-        if not re.fullmatch("[0-9]{1,4}", minutes):
+        if not _minutes.fullmatch(minutes):
             raise ChatError("minutes are a whole number; 0 ends it")
         self.ask("mute", to=name, minutes=int(minutes))
+
+    def _ban(self, name):
+        self.ask("ban", to=name)
+        self.say_here(f"{clean_row(name)} is banned")
+
+    def _unban(self, name):
+        self.ask("unban", to=name)
+        self.say_here(f"{clean_row(name)} may come back")
+
+    def _bans(self):
+        with self.room.lock:
+            now = self.room.log.seconds()
+            bans = [ban for ban in self.room.bans if ban.until > now]
+        self.say_here(f"{len(bans)} banned or muted")
+        for ban in bans:
+            left = "until the room ends" if ban.until == FOR_EVER else f"for {time_left(ban.until - now)}"
+            where = f", with {ban.address}" if ban.address else ""
+            self.screen.show([[(name_style(ban.name), f"   {clean_row(ban.name)}"),
+                               ("time", f"{' muted' if ban.mute else ''} {left}{where}")]])
 
     def _mark(self, text):
         check_text(text)
@@ -3907,9 +4001,13 @@ CONSOLE_COMMANDS = {
     "help": Command("", "this list; what is no command is said to the room", Console._help),
     "say": Command("TEXT", "say something to the room, as the server", Console.say),
     "who": Command("", "who is here, and from where", Console._who),
-    "kick": Command("NAME [reason]", "remove somebody", Console._kick),
+    "kick": Command("NAME [minutes] [reason]", f"remove somebody, who may come back after {KICK_MINUTES} minutes "
+                                               "or so many", Console._kick),
     "mute": Command("NAME [minutes]", f"refuse what somebody says, for {MUTE_MINUTES} minutes or so many",
                     Console._mute),
+    "ban": Command("NAME", "remove somebody until the room ends", Console._ban),
+    "unban": Command("NAME", "let somebody come back, or speak again", Console._unban),
+    "bans": Command("", "who may not come in or not speak, and for how long", Console._bans),
     "code": Command("[new]", "what others type to come in; with new by a new code, and no longer by the old one",
                     Console._code),
     "mark": Command("TEXT", "put a chapter mark into the log", Console._mark),
