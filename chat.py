@@ -1181,9 +1181,9 @@ def open_context(end):
 
 def _use_certificate(path):
     # What encrypts with the certificate in this file, and the certificate itself, as the other end of a link sees it.
-    import ssl
-
     context = open_context("SERVER")
+    import ssl  # so it is there
+
     context.num_tickets = 0  # nobody resumes, and each would cost a send
     context.load_cert_chain(path, password="")  # without one it would ask for it
     there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -1275,7 +1275,7 @@ class Code(collections.namedtuple("Code", "pin key")):
         """The code that somebody has typed; raises a ChatError if it is none."""
         letters = text.translate(ALIKE).upper()
         if len(letters) != 18 or not set(letters) <= set(LETTERS):
-            raise ChatError("a code is 18 letters and digits, such as K7Q2MX-9D3FTA-XW4P0C")
+            raise ChatError("a code is 18 letters and digits, such as K7Q2MX-9D3FTA-XW4P0K")
         if check_letter(letters[:-1]) != letters[-1]:
             raise ChatError("this code has a mistyped letter")
         key = 0
@@ -2478,7 +2478,7 @@ class Gate:
         if self._may_answer(member.address, now):
             raise ChatError("this room lets in only people with its code, and this is not it, or no longer", "no-key")
         if now - self.told > GUESS_SECONDS:
-            room.fanout.spoken.tell("somebody tries many wrong keys; they get no answer any more, and a right one still lets in")
+            room.fanout.spoken.tell("somebody tries many wrong keys; those get no answer now, and a right one lets in")
         self.told = now
         raise ConnectionAbortedError("one wrong key too many")
 
@@ -5599,7 +5599,7 @@ def _check_log(options):
 
 def _add_join(commands):
     parser = _add_command(commands, "join", "take part in a room", (
-        "", "K7Q2MX-9D3FTA-XW4P0C@192.168.1.5", "192.168.1.5:7012 --name bob", "--name bob --log"), _run_join)
+        "", "K7Q2MX-9D3FTA-XW4P0K@192.168.1.5", "192.168.1.5:7012 --name bob", "--name bob --log"), _run_join)
     parser.add_argument("address", nargs="?", default="", metavar="[CODE@]ADDRESS",
                         help=f"host, host:port or [v6]:port (default 127.0.0.1:{PORT}); the code of a private room, if "
                              "it is not here, is taken from CHAT_INVITE or asked for")
