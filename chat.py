@@ -102,9 +102,8 @@ NAME_POINTS = 32  # so that a name leaves room for what is said behind it
 NESTING = 32  # brackets in a line; thousands would overflow a small thread stack inside json
 REFUSED_LINES = 20  # after so many lines that made no sense, the other side speaks something else
 
-HISTORY = 50  # say and me lines that a newcomer is given
-HISTORY_STRETCH = 10  # ... looking at most so many times as many events back
-HISTORY_BYTES = 256 << 10  # ... and so much, since everybody who comes is sent it; less than KEEP_BYTES
+HISTORY = 50  # say and me lines that a newcomer is given, with all that happened between them
+HISTORY_BYTES = 256 << 10  # ... and at most so much, since everybody who comes is sent it; less than KEEP_BYTES
 KEEP_BYTES = 1 << 20  # of the log kept in memory, for newcomers and the console
 LAG_BYTES = 8 << 20  # what may wait for one member; more means that it has stopped reading
 PENDING_BYTES = 1 << 20  # what may wait for the next round, as it does while a disk stalls
@@ -113,7 +112,10 @@ FAREWELL_SECONDS = 5.0  # for what a leaving member is still to be sent
 ENDING_SECONDS = 1.4  # the same when the whole room ends: within two seconds all is over
 ROUNDS = 50  # that one reader may carry out in a row, before its own socket waits too long
 PIECE_BYTES = 64 << 10  # small chunks are sent together to a member that lags
-HELLO_SECONDS = 30.0  # to say who one is; a thread waits for it
+HELLO_SECONDS = 10.0  # to say who one is, in all, and again after each of NAME_TRIES names that were refused
+HELLO_BYTES = 4 << 10  # in a line until then
+STRANGERS = 512  # who have not said it; when there are more, somebody goes
+STRANGERS_SEEN = 8  # that are looked at for that: of nearly all who have been here longest, nothing has come
 READ_BYTES = 1024, 64 << 10  # recv takes the first even while it waits; it grows while it is filled
 IDLE_SECONDS = 2e6  # three weeks: the longest time-out that every system can count
 
@@ -123,7 +125,11 @@ CROWD_SECONDS = 0.1  # between two looks at that
 RATE = 50  # requests per second and person: nobody types so fast, scripts may
 RATE_BURST = 4  # seconds' worth that may come at once: a paste
 RATE_AHEAD = 60.0  # seconds; whoever sent more than that beyond the limit is cut
-WHO_PEOPLE = 100  # a `who` costs one request for each so many people that it lists
+REQUEST_BYTES = 1000  # cost one request more
+WHO_PEOPLE = 100  # a `who` costs one request more for each so many people that it lists
+NICK_COST = 25  # requests: a rename is a line on every screen that says nothing, so two in a second are enough
+JOINS = 100, 10  # a second from one address, and seconds' worth that may come at once: a school behind one router
+JOINS_KNOWN = 4096  # addresses of which that is remembered
 
 RECALL = 10, 60.0  # lines and seconds that are shown again from another seat
 FOLLOW_SECONDS = 0.1  # between looks at a file that grows
@@ -170,6 +176,7 @@ BATCH_SECONDS = 0.005  # what writing one may take; more, and the next is half a
 SCREEN_LINES = 1000  # waiting for a terminal; what is beyond is counted, not shown
 SCREEN_CHARACTERS = 256 << 10  # the same
 DEAR_LINES = 20  # shown even when the rest of a flood is skipped
+TWICE_SECONDS = 0.1  # some programs send a signal twice; a person who insists takes longer
 MUTE_MINUTES = 5  # unless the host says how many
 GATHER_SECONDS = 0.01  # between two looks at what has come, while much comes
 UNSENT_SECONDS = 1.0  # after which a line without its echo counts as still on its way
@@ -179,12 +186,19 @@ AHEAD = 50  # lines that a script may be ahead of the server's confirmation: les
 ACKNOWLEDGE_SECONDS = 2.0  # how long a leaving client waits for the server's last line
 
 
+FINAL = "kicked", "elsewhere", "no-key"  # after such an error it is of no use to try again
+
+
 class ChatError(Exception):
     """Something a person should read: one plain sentence, and for the wire a code, a free name, an id."""
 
     def __init__(self, text, code="bad-line", name=None):
         super().__init__(text)
         self.code, self.name, self.id = code, name, None
+
+
+class NoRequest(ChatError):
+    """What was sent asks nothing at all: whoever sent it may speak something else."""
 
 
 def program():
@@ -271,14 +285,14 @@ def decode(line):
     if line.count("[") + line.count("{") > NESTING:
         outside = _string.sub("", line)
         if outside.count("[") + outside.count("{") > NESTING:
-            raise ChatError("this line is nested too deeply")
+            raise NoRequest("this line is nested too deeply")
     line = line.strip(" \t\r\n")
     try:
         value, end = _scan(line, 0)
     except (ValueError, StopIteration, RecursionError):
         end = -1
     if end != len(line) or type(value) is not dict:
-        raise ChatError("this is not a line of this chat, which are JSON objects such as "
+        raise NoRequest("this is not a line of this chat, which are JSON objects such as "
                         '{"do":"say","text":"hello"}')
     return value
 
@@ -413,14 +427,15 @@ OPTIONAL = {
 def decode_request(line):
     """The request that a line makes, checked; extra fields are ignored."""
     if line is None or len(line) > LINE_BYTES >> 2 and len(line.encode(errors="surrogateescape")) > LINE_BYTES:
-        raise ChatError(f"a line has at most {LINE_BYTES:,} bytes", "too-long")
+        raise NoRequest(f"a line has at most {LINE_BYTES:,} bytes", "too-long")
     request = decode(line)
     do, id = request.get("do"), request.get("id")
     if id is not None and not COUNT.fits(id):
         raise ChatError(f'"id" must be {COUNT.words}')
     try:
         if type(do) is not str or do not in REQUESTS:
-            raise ChatError(f'"do" must be one of: {" ".join(REQUESTS)}')
+            kind = ChatError if type(do) is str else NoRequest  # the first may be from a client that can do more
+            raise kind(f'"do" must be one of: {" ".join(REQUESTS)}')
         check_fields(do, REQUESTS[do], request)
     except ChatError as error:
         error.id = id
@@ -451,18 +466,18 @@ def check_fields(word, fields, given):
     for field, kind in fields.items():
         if not kind.fits(given.get(field)):
             raise ChatError(f'{word} needs "{field}": {kind.words}')
-    for field, kind in OPTIONAL.get(word, {}).items():
+    for field, kind in OPTIONAL[word].items() if word in OPTIONAL else ():
         if field in given and not kind.fits(given[field]):
             raise ChatError(f'the "{field}" of {word} must be {kind.words}')
 
 
-def blocks(receive, limit):
-    """Yield what arrives as blocks of whole lines; None stands for a line over the limit."""
+def blocks(receive, limit, first=b""):
+    """Yield what arrives, behind this first, as blocks of whole lines; None stands for a line over the limit."""
     # Many lines that arrived together are judged and appended together. The read size grows while it
     # is filled, because recv allocates all of it before it waits, in every thread.
     size, rest, skipping = READ_BYTES[0], b"", False
     while True:
-        data = receive(size)
+        data, first = first or receive(size), b""
         if not data:
             return
         if len(data) == size and size < READ_BYTES[1]:
@@ -1320,6 +1335,12 @@ class Log:
         self.tail = Chunk(tail, 0, n)
         self.end = self.tail.end  # the size of the log, with what is pending
         self.kept = collections.deque([self.tail])  # the newest chunks, for newcomers and the console
+        self.talk = collections.deque()  # (place, lines) of the newest say and me lines, by which history is found
+        place = 0
+        for line in tail.split(b"\n")[:-1]:
+            if line.startswith((b'{"ev":"say"', b'{"ev":"me"')):
+                self.talk.append((place, line + b"\n"))
+            place += len(line) + 1
         start = datetime.datetime.fromisoformat(session["start"])
         self.t = max(t, (datetime.datetime.now().astimezone() - start).total_seconds())
         self.ticks = time.monotonic(), time.time()
@@ -1343,7 +1364,11 @@ class Log:
 
     def append_talk(self, who, requests):
         """Put one member's say and me requests at the end, as one batch; `who` is already quoted."""
-        self._add(encode_talk(self.n + 1, self.seconds(), who, requests), len(requests))
+        lines = encode_talk(self.n + 1, self.seconds(), who, requests)
+        self.talk.append((self.end, lines))
+        self._add(lines, len(requests))
+        while self.talk[0][0] + len(self.talk[0][1]) + HISTORY_BYTES <= self.end:
+            self.talk.popleft()
 
     def _add(self, lines, count):
         # Last of all, so that whatever could not be encoded has left no trace.
@@ -1353,15 +1378,16 @@ class Log:
 
     def history(self, most):
         """Where a newcomer starts to read: (the place, the n of the first line there)."""
-        place, first, talk, lines = self.end, None, 0, 0
-        for data in itertools.chain(reversed(self.pending), (chunk.data for chunk in reversed(self.kept))):
-            for line in reversed(data.split(b"\n")[:-1]):
-                lines += 1
-                if (talk == most or lines > most * HISTORY_STRETCH
-                        or self.end - place + len(line) >= HISTORY_BYTES):
+        # At the oldest of the last lines of talk, however many came and went in between; where nobody has said
+        # anything, at the end. This looks at no other lines, since whole crowds may come at once.
+        place, first = self.end, None
+        for at, lines in reversed(self.talk):
+            at += len(lines)
+            for line in reversed(lines[:-1].rsplit(b"\n", most)):
+                at -= len(line) + 1
+                if not most or self.end - at > HISTORY_BYTES:
                     return place, number_of(first) if first else self.n + 1
-                place, first = place - len(line) - 1, line
-                talk += line.startswith((b'{"ev":"say"', b'{"ev":"me"'))
+                place, first, most = at, line, most - 1
         return place, number_of(first) if first else self.n + 1
 
     def after(self, n):
@@ -1626,7 +1652,8 @@ class Fanout:
         try:
             step(*arguments)
         except Exception as error:
-            self.spoken.fail(error)
+            if not isinstance(error, OSError):  # that a connection breaks is no fault
+                self.spoken.fail(error)
             with contextlib.suppress(Exception):  # its reader, or its next turn, sees to the rest
                 if member:
                     self._break(member)
@@ -1701,22 +1728,18 @@ class Fanout:
                 sent = send(data)
             except BlockingIOError:
                 sent = 0
-            except OSError:
-                sent = -1
             except Exception as error:
-                sent = -1
-                self.spoken.fail(error)
+                sent = error
             if sent != size:
                 late.append((member, sent))
         for member, sent in late:
             self.spare(member, self._fall_behind, member, chunk, sent)
 
     def _fall_behind(self, member, chunk, sent):
-        if sent < 0:
-            self._break(member)
-        else:
-            self._start_lag(member, chunk, memoryview(chunk.data)[sent:])
-            self._watch(member)
+        if isinstance(sent, Exception):
+            raise sent
+        self._start_lag(member, chunk, memoryview(chunk.data)[sent:])
+        self._watch(member)
 
     def _post(self, member, letter):
         if member.lag:
@@ -1953,7 +1976,8 @@ class Room:
         member.left = True
         del self.people[member.key]
         self.seats.pop(member.seat, None)
-        if self.held.pop(member.seat, None):
+        self.held.pop(member.seat, None)
+        if member.back and why == "lost" or member.away is not None:
             self._tell_tellers(member)
 
     def _tell_tellers(self, member):
@@ -2285,28 +2309,58 @@ def complete(before, commands, names):
 # locals every person pays for, which is why waiting for the hello is a function of its own.
 
 
-def act(room, member, lines):
-    """Carry out what a member's lines ask, in order; returns how many were refused."""
-    talk, refused = [], 0
+class Refusals:
+    """How many lines of one person came to nothing: too many, and the other side speaks something else."""
+
+    # Mistakes between good lines may go on for ever, but not what is no request at all.
+
+    __slots__ = "row", "senseless"
+
+    def __init__(self):
+        self.row = self.senseless = 0
+
+    def count(self, error):
+        """Count one more; returns why its writer has to go, if it is one too many."""
+        self.row += 1
+        self.senseless += isinstance(error, NoRequest)
+        if self.senseless == REFUSED_LINES:
+            return f"{REFUSED_LINES} of your lines could not be understood"
+        return f"{REFUSED_LINES} of your requests in a row were refused" if self.row == REFUSED_LINES else None
+
+
+def act(room, member, lines, refusals):
+    """Carry out what a member's lines ask, in order; returns what that costs, in requests."""
+    talk, cost, reason = [], len(lines), None
     for line in lines:
-        if member.left:
+        if member.left or reason:
             break
         request = {}
         try:
             request = decode_request(line)
             if request["do"] in ("say", "me"):
                 talk.append(request)
-                continue
-            if talk:
-                room.ask(member, {"do": "talk", "said": talk})
-                talk = []
-            room.ask(member, request)
+            else:
+                if talk:
+                    room.ask(member, {"do": "talk", "said": talk})
+                    talk = []
+                cost += _surcharge(room, request)
+                room.ask(member, request)
+            refusals.row = 0
         except ChatError as error:
             room.refuse(member, error, request.get("id", error.id))
-            refused += 1
+            reason = refusals.count(error)
     if talk:
         room.ask(member, {"do": "talk", "said": talk})
-    return refused
+    if reason:
+        _remove(room, member, reason)
+    return cost
+
+
+def _surcharge(room, request):
+    # Before it is carried out, since one refusal of a name is as dear as a rename.
+    if request["do"] == "nick":
+        return NICK_COST - 1
+    return len(room.people) // WHO_PEOPLE if request["do"] == "who" else 0
 
 
 class Tls:
@@ -2459,14 +2513,14 @@ class Gate:
 
     def __init__(self, identity):
         self.identity = identity
-        self.lock, self.wrong = threading.Lock(), collections.deque()  # (when, from which address), of those answered
+        self.lock, self.wrong = threading.Lock(), collections.deque()  # (when, from which network), of those answered
         self.told = float("-inf")  # when the host was last told
 
     def code(self, room):
         """The code that lets in at the moment."""
         return Code(self.identity.pin, room.secrets.key)
 
-    def check(self, room, member, request):
+    def check(self, room, member, network, request):
         """Refuse what neither proves that its writer knows the key nor has a token of this room."""
         import hmac
 
@@ -2475,42 +2529,22 @@ class Gate:
                                          room.secrets.seat_of(request.get("token", "")) is not None):
             return
         now = time.monotonic()
-        if self._may_answer(member.address, now):
+        if self._may_answer(network, now):
             raise ChatError("this room lets in only people with its code, and this is not it, or no longer", "no-key")
         if now - self.told > GUESS_SECONDS:
             room.fanout.spoken.tell("somebody tries many wrong keys; those get no answer now, and a right one lets in")
         self.told = now
         raise ConnectionAbortedError("one wrong key too many")
 
-    def _may_answer(self, address, now):
+    def _may_answer(self, network, now):
         with self.lock:
             while self.wrong and self.wrong[0][0] < now - GUESS_SECONDS:
                 self.wrong.popleft()
             some, all = GUESSES
-            answer = len(self.wrong) < all and sum(other == address for when, other in self.wrong) < some
+            answer = len(self.wrong) < all and sum(other == network for when, other in self.wrong) < some
             if answer:
-                self.wrong.append((now, address))
+                self.wrong.append((now, network))
             return answer
-
-
-def open_door(room, member, reader, until):
-    """Wait until this time for a first byte, and a handshake; returns what to receive from, None if that is all."""
-    # What is not meant for this room hears one line that tells nothing of it. Silence stays silence.
-    reader.settimeout(max(0.001, until - time.monotonic()))
-    first = reader.recv(1, socket.MSG_PEEK)
-    encrypted = first == b"\x16"  # how the first message of TLS begins
-    if encrypted and room.private:
-        tls = Tls(room.gate.identity.context, True)
-        tls.shake_hands(reader, until)
-        member.out = Sealed(member.out, tls)
-        return Sealed(reader, tls)
-    if first and encrypted == room.private:
-        return reader
-    if first:
-        error = (ChatError("this room is private: python3 chat.pyz join CODE@ADDRESS", "no-key") if room.private else
-                 ChatError("this room is open, and nothing in it is encrypted: join without a code"))
-        member.out.send(encode({**room.error(error), "t": 0.0}))
-    return None
 
 
 def wait_for_rounds(fanout):
@@ -2528,68 +2562,259 @@ class Allowance:
     # A bucket that fills at the rate and holds a few seconds' worth. It may be overdrawn, since what was read is
     # carried out; the debt is waited for.
 
-    __slots__ = "rate", "left", "at"
+    __slots__ = "rate", "most", "left", "at"
 
-    def __init__(self, rate):
-        self.rate, self.left, self.at = rate, rate * RATE_BURST, time.monotonic()
+    def __init__(self, rate, seconds=RATE_BURST):
+        self.rate, self.most, self.left, self.at = rate, rate * seconds, rate * seconds, time.monotonic()
 
     def spend(self, requests):
         """Count these requests; returns the seconds until their writer is heard again."""
         now = time.monotonic()
-        self.left = min(self.left + (now - self.at) * self.rate, self.rate * RATE_BURST) - requests
+        self.left = min(self.left + (now - self.at) * self.rate, self.most) - requests
         self.at = now
         return max(0.0, -self.left / self.rate)
 
 
-def await_hello(room, member, arriving):
-    """Wait for the hello that makes a member; returns the lines that came with it, None if it left."""
-    refused = 0
-    for block in arriving:
-        lines = lines_of(block)
-        for number, line in enumerate(lines):
-            request = {}
-            try:
-                request = decode_request(line)
-                if room.private:
-                    room.gate.check(room, member, request)
-                if request["do"] != "hello":
-                    raise ChatError('say who you are first: {"do":"hello","name":"bob"}', "not-yet")
-                request["missed"] = room.find_missed(request)  # whatever a client may have called so
-                wait_for_rounds(room.fanout)
-                room.ask(member, request)
-                return lines[number + 1:]
-            except ChatError as error:
-                refused += 1
-                # Nobody else sends to it yet, and a socket that is full already hears nothing. How old the session is,
-                # only people inside need to know.
-                reply = encode({**room.error(error, request.get("id", error.id)), "t": 0.0})
-                if member.out.send(reply) < len(reply) or refused == REFUSED_LINES or error.code == "no-key":
-                    return None
+def network_of(address):
+    """What an address has in common with its neighbours: nothing, but for IPv6, where each may have half a network."""
+    if ":" not in address:
+        return address
+    return socket.inet_pton(socket.AF_INET6, address.partition("%")[0])[:8]
+
+
+def _is_whole(data):
+    # Whether a line has come, or a record of TLS, whose first byte begins no line.
+    is_record = len(data) > 4 and 0x14 <= data[0] <= 0x17
+    return b"\n" in data or is_record and len(data) >= 5 + int.from_bytes(data[3:5], "big")
+
+
+class Strangers:
+    """Who has connected and not said hello: there is place for so many, and who comes does not wait for it."""
+
+    # Only who waits for the other side stands here. A stranger's thread takes it out as soon as a whole line has come,
+    # even before it is read, and puts it back if that was no hello. So whoever has said hello never has to go; and
+    # since the oldest goes of those whose address has most, a flood from one address makes place for itself.
+    #
+    # Any thread may call these. The lock is not the room's, and is held over nothing that waits.
+
+    def __init__(self, limited=True):
+        self.lock = threading.Lock()
+        self.count, self.waiting = 0, {}  # network: {stranger: None}, the oldest first
+        self.joins = {} if limited else None  # network: the Allowance of those who come in from there
+
+    def add(self, stranger):
+        """Take one up who waits for the other side."""
+        with self.lock:
+            neighbours = self.waiting.setdefault(stranger.network, {})
+            self.count += stranger not in neighbours
+            neighbours.setdefault(stranger)
+            while self.count > STRANGERS and self._dismiss_one():
+                pass
+
+    def remove(self, stranger):
+        """Strike one out who is served, or gone."""
+        with self.lock:
+            self._remove(stranger)
+
+    def _remove(self, stranger):
+        neighbours = self.waiting.get(stranger.network, ())
+        if stranger in neighbours:
+            del neighbours[stranger]
+            self.count -= 1
+            if not neighbours:
+                del self.waiting[stranger.network]
+
+    def dismiss_one(self):
+        """Let one go, if there is anybody who may have to; returns whether there was."""
+        with self.lock:
+            return self._dismiss_one()
+
+    def _dismiss_one(self):
+        most = max(self.waiting.values(), key=len, default=())
+        for stranger in itertools.islice(most, STRANGERS_SEEN):
+            if not stranger.is_heard():
+                self._remove(stranger)
+                stranger.dismiss()
+                return True
+        return False
+
+    def wait_for_turn(self, network):
+        """Let somebody come in from there, a little later if many do; raises a ChatError if it is far too many."""
+        if self.joins is None:
+            return
+        with self.lock:
+            allowance = self.joins[network] = self.joins.pop(network, None) or Allowance(*JOINS)
+            if len(self.joins) > JOINS_KNOWN:
+                del self.joins[next(iter(self.joins))]
+            wait = allowance.spend(1)
+            if wait > RATE_AHEAD:
+                allowance.spend(-1)
+                raise ChatError("too many come in from your address at once; try again in a minute", "full")
+        time.sleep(wait)
+
+
+class Stranger:
+    """A connection whose hello has not come, and the time that it has for it."""
+
+    __slots__ = "out", "network", "others", "reader", "until", "names"
+
+    def __init__(self, out, address, others):
+        self.out, self.network, self.others = out, network_of(address), others
+        self.reader = None  # the socket that its thread receives from
+        self.until, self.names = time.monotonic() + HELLO_SECONDS, 0  # how many names were refused
+        others.add(self)
+
+    def recv(self, size):
+        """What the other side sends, as a socket returns it, now and when the hello has come."""
+        if self.until is None:
+            return self.reader.recv(size)
+        self.others.add(self)
+        self.reader.settimeout(self.left())
+        seen = self.reader.recv(size, socket.MSG_PEEK)
+        if _is_whole(seen):
+            self.others.remove(self)
+        return seen and self.reader.recv(len(seen))
+
+    def left(self):
+        """The seconds that it still has; raises an OSError if there are none."""
+        left = self.until - time.monotonic()
+        if left <= 0:
+            raise socket.timeout
+        return left
+
+    def try_again(self):
+        """Give it time to think of another name, though not for ever."""
+        self.names += 1
+        if self.names <= NAME_TRIES:
+            self.until = time.monotonic() + HELLO_SECONDS
+
+    def come_in(self):
+        """It is none any more."""
+        self.others.remove(self)
+        self.until = None
+
+    def is_heard(self):
+        """Whether a line of it has come that its thread has not got round to."""
+        try:
+            return _is_whole(self.out.recv(HELLO_BYTES, socket.MSG_PEEK))
+        except OSError:
+            return False
+
+    def dismiss(self):
+        """Break it off, which wakes its thread; for others than that."""
+        with contextlib.suppress(OSError):
+            self.out.shutdown(socket.SHUT_RDWR)
+
+    def linger(self, out):
+        """End it, slowly: closing on unread lines would take the last answer from the other side."""
+        until = time.monotonic() + ENDING_SECONDS / 2
+        with contextlib.suppress(Exception):
+            self.others.add(self)
+            out.shutdown(socket.SHUT_WR)
+            for _ in range(64):
+                self.reader.settimeout(max(0.01, until - time.monotonic()))
+                if not self.reader.recv(READ_BYTES[1]) or time.monotonic() > until:
+                    break
+        self.others.remove(self)
+
+
+def open_door(room, member, stranger):
+    """Wait for a first byte, and for a handshake; returns what to receive with, None if that is all."""
+    # What is not meant for this room hears one line that tells nothing of it. Silence stays silence.
+    reader = stranger.reader
+    reader.settimeout(stranger.left())
+    first = reader.recv(1, socket.MSG_PEEK)
+    encrypted = first == b"\x16"  # how the first message of TLS begins
+    if encrypted and room.private:
+        tls = Tls(room.gate.identity.context, True)
+        tls.shake_hands(reader, stranger.until)
+        member.out = Sealed(member.out, tls)
+        return Sealed(stranger, tls).recv
+    if first and encrypted == room.private:
+        return stranger.recv
+    if first:
+        error = (ChatError("this room is private: python3 chat.pyz join CODE@ADDRESS", "no-key") if room.private else
+                 ChatError("this room is open, and nothing in it is encrypted: join without a code"))
+        member.out.send(encode({**room.error(error), "t": 0.0}))
     return None
 
 
-def serve_member(room, member, arriving, lines, rate):
-    """Carry out the requests of a member until it leaves."""
-    allowance, refused = Allowance(rate) if rate else None, 0
-    for block in itertools.chain([lines], map(lines_of, arriving)):
+def await_hello(room, member, stranger, receive):
+    """Wait for the hello that makes a member; returns what came behind it, None if it left or has to."""
+    # Whatever may speak something else, as a browser does on behalf of any page that is open in it, has told so with
+    # its first line, and nothing that follows is looked at: some of it might be what a page would like to have said.
+    refused, rest = 0, b""
+    while True:
+        data = receive(HELLO_BYTES + 1 - len(rest))
+        if not data:
+            return None
+        *lines, rest = (rest + data).split(b"\n")
+        if len(rest) > HELLO_BYTES or not (refused or lines) and rest.strip()[:1] not in (b"", b"{"):
+            lines.append(rest)  # though it has no end; there is none to wait for
+        for number, line in enumerate(lines, 1):
+            error = _introduce(room, member, stranger, line.decode(errors="surrogateescape"))
+            if not error:
+                return b"\n".join([*lines[number:], rest])
+            refused += 1
+            senseless = refused == 1 and isinstance(error, NoRequest) or len(line) > HELLO_BYTES
+            if senseless or refused == REFUSED_LINES or error.code in FINAL:
+                return None
+            if error.code in ("bad-name", "name-taken"):
+                stranger.try_again()
+
+
+def _introduce(room, member, stranger, line):
+    # Returns the ChatError that was sent back, None if this line has made a member.
+    request = {}
+    try:
+        if len(line) > HELLO_BYTES:
+            raise NoRequest(f"a line before the hello has at most {HELLO_BYTES:,} bytes", "too-long")
+        request = decode_request(line)
+        if room.private:
+            room.gate.check(room, member, stranger.network, request)
+        if request["do"] != "hello":
+            raise ChatError('say who you are first: {"do":"hello","name":"bob"}', "not-yet")
+        if room.seat_of(request) is None:
+            stranger.others.wait_for_turn(stranger.network)
+        request["missed"] = room.find_missed(request)  # whatever a client may have called so
+        wait_for_rounds(room.fanout)
+        room.ask(member, request)
+    except ChatError as error:
+        # Nobody else sends to it yet, and a socket that is full already hears nothing. How old the session is, only
+        # people inside need to know.
+        reply = encode({**room.error(error, request.get("id", error.id)), "t": 0.0})
+        if member.out.send(reply) < len(reply):
+            raise ConnectionAbortedError("it does not listen") from None
+        return error
+    stranger.come_in()
+    return None
+
+
+def serve_member(room, member, receive, rest, rate):
+    """Carry out the requests of a member until it leaves; this rest of what came with its hello is the first."""
+    allowance, refusals = Allowance(rate) if rate else None, Refusals()
+    for block in map(lines_of, blocks(_metered(room, member, receive, allowance), LINE_BYTES, rest)):
         if member.left:
-            continue  # but read on, as in _linger
-        step = rate or len(block) or 1
+            continue  # but read on, as a stranger lingers
+        step = rate or len(block)
         for start in range(0, len(block), step):
             part = block[start:start + step]
             wait_for_rounds(room.fanout)
-            refused += act(room, member, part)
-            if refused >= REFUSED_LINES:
-                _remove(room, member, f"{REFUSED_LINES} of your lines could not be understood")
+            cost = act(room, member, part, refusals)
             room.flush()
             if allowance:
                 ahead = len(block) - start - len(part)
-                _hold_back(room, member, allowance.spend(_cost(room, part)), ahead / rate)
+                _hold_back(room, member, allowance.spend(cost), ahead / rate)
 
 
-def _cost(room, lines):
-    who = sum('"who"' in line for line in lines if line)  # a text may hold it too, and costs no less
-    return len(lines) + who * (len(room.people) // WHO_PEOPLE)
+def _metered(room, member, receive, allowance):
+    # What receives for somebody who has only so much of an allowance: bytes that never become a line cost as well.
+    def receive_slowly(size):
+        data = receive(size)
+        _hold_back(room, member, allowance.spend(len(data) / REQUEST_BYTES), 0)
+        return data
+
+    return receive_slowly if allowance else receive
 
 
 def _hold_back(room, member, wait, ahead):
@@ -2606,28 +2831,17 @@ def _remove(room, member, reason):
     room.ask(member, {"do": "leave", "why": "kicked", "text": reason})
 
 
-def _linger(reader, out):
-    # Closing on unread lines would take the last answer from the other side; it has a moment to go.
-    with contextlib.suppress(Exception):
-        out.shutdown(socket.SHUT_WR)
-        reader.settimeout(ENDING_SECONDS / 2)
-        for _ in range(64):
-            if not reader.recv(READ_BYTES[1]):
-                return
-
-
-def read_guest(room, member, rate):
+def read_guest(room, member, stranger, rate):
     """The thread of one connection, from its first byte to its last."""
-    why, out = "lost", member.out
-    reader = socket.socket(out.family, out.type, out.proto, fileno=out.fileno())
+    why, stranger.reader = "lost", socket.socket(member.out.family, member.out.type, member.out.proto,
+                                                 fileno=member.out.fileno())
     try:
-        door = open_door(room, member, reader, time.monotonic() + HELLO_SECONDS)
-        reader, arriving = door or reader, blocks(door.recv, LINE_BYTES) if door else ()
-        lines = await_hello(room, member, arriving)
-        if lines is not None:
-            reader.settimeout(SILENCE_SECONDS if member.back else IDLE_SECONDS)
+        receive = open_door(room, member, stranger)
+        rest = await_hello(room, member, stranger, receive) if receive else None
+        if rest is not None:
+            stranger.reader.settimeout(SILENCE_SECONDS if member.back else IDLE_SECONDS)
             room.flush()
-            serve_member(room, member, arriving, lines, rate)
+            serve_member(room, member, receive, rest, rate)
         why = "left"
     except OSError:
         pass  # the connection broke, or said nothing for too long: "lost" says so
@@ -2635,8 +2849,8 @@ def read_guest(room, member, rate):
         room.fail(error)
     finally:
         if member.seat is None:
-            _linger(reader, member.out)
-        reader.detach()
+            stranger.linger(member.out)
+        stranger.reader.detach()
         if member.seat is None:
             member.out.close()
         else:
@@ -2706,14 +2920,11 @@ class Caretaker:
         with contextlib.suppress(OSError):  # full of calls already, or closed at the end
             self.bell.send(b"!")
 
-    def stop(self):
-        """End the thread and wait for it."""
+    def stop(self, seconds):
+        """Have the thread close the recording and end, and wait for it, but no longer than this."""
         self.stopped = True
         self.wake()
-        self.thread.join()
-        self.selector.close()
-        self.bell.close()
-        self.ear.close()
+        self.thread.join(seconds)
 
     def _run(self):
         wait = 0.0
@@ -2724,6 +2935,11 @@ class Caretaker:
                 self.fanout.spoken.fail(error)
                 time.sleep(AGAIN_SECONDS)
                 wait = 0.0
+        with self.fanout.baton:
+            if self.fanout.recording:
+                self.fanout.recording.close()
+        for thing in (self.selector, self.bell, self.ear):
+            thing.close()
 
     def _turn(self, wait):
         ready = [key.data for key, _ in self.selector.select(wait)]
@@ -3226,6 +3442,7 @@ class Server:
         self.room, self.listener, self.rate = room, listener, rate
         self.address = listener.getsockname()[:2]
         self.caretaker = Caretaker(room)
+        self.strangers = Strangers(bool(rate))
         self.guests = set()  # members, and who may become one, whose threads run
         self.warned = -60.0  # when the console was last told that there is no room for more
 
@@ -3238,61 +3455,85 @@ class Server:
         while not self.room.closed:
             try:
                 self._accept_one()
-            except OSError as error:
-                if not self.room.closed and error.errno != errno.ECONNABORTED:
-                    self._too_many(error.strerror)
             except Exception as error:
                 self.room.fail(error)
                 time.sleep(AGAIN_SECONDS)
 
     def _accept_one(self):
-        out, address = self.listener.accept()
+        try:
+            out, address = self.listener.accept()
+        except OSError as error:
+            if not self.room.closed and error.errno != errno.ECONNABORTED:
+                self._too_many(error.strerror)
+            return
         out.setblocking(False)
         tune(out)
-        guest = Member(out, address[0].replace("::ffff:", ""))
+        guest = Member(out, re.sub(r"^::ffff:(?=[0-9.]+$)", "", address[0]))
+        stranger = Stranger(out, guest.address, self.strangers)
         self.guests.add(guest)
         try:
             # Without a Thread object, which would cost each person a quarter more memory.
-            _thread.start_new_thread(self._run_guest, (guest,))
+            _thread.start_new_thread(self._run_guest, (guest, stranger))
         except (RuntimeError, MemoryError):
             self.guests.discard(guest)
+            self.strangers.remove(stranger)
             out.close()
             self._too_many("no more threads")
 
     def _too_many(self, reason):
-        # Who is inside stays served; the pause keeps the loop from spinning.
+        # Who is inside stays served; the pause keeps the loop from spinning, and gives who has to go the time for it.
         now = time.monotonic()
         if now - self.warned >= 60:
             self.warned = now
             self.room.ask(self.room.host, {"do": "notice", "text": "this computer cannot take more connections at "
                                                                    f"the moment ({reason})"})
             self.room.flush()
-        time.sleep(0.2)
+        time.sleep(0.02 if self.strangers.dismiss_one() else 0.2)
 
-    def _run_guest(self, guest):
+    def _run_guest(self, guest, stranger):
         try:
-            read_guest(self.room, guest, self.rate)
+            read_guest(self.room, guest, stranger, self.rate)
         except Exception as error:
             self.room.fail(error)
         finally:
+            self.strangers.remove(stranger)
             self.guests.discard(guest)
 
     def stop(self):
         """End the room for everyone: their last line, the recording closed, the threads gone."""
+        # This is the main thread, which hears the signals: it must not wait for a disk, so others carry out the end.
         if self.room.closed:
             return
         self.room.ask(self.room.host, {"do": "end"})
-        self.room.flush()
+        self.caretaker.wake()
         with contextlib.suppress(OSError):  # wakes accept; where it does not, the thread is a daemon
             self.listener.shutdown(socket.SHUT_RDWR)
         self.listener.close()
         deadline = time.monotonic() + ENDING_SECONDS + 0.2
-        while (self.guests or self.room.fanout.farewells) and time.monotonic() < deadline:
-            self._hurry(time.monotonic() > deadline - 0.3)
+        self._wait_for_guests(deadline - 0.3)
+        self._call_out()
+        self._wait_for_guests(deadline, late=True)
+        self.caretaker.stop(deadline + 0.2 - time.monotonic())
+
+    def _wait_for_guests(self, until, late=False):
+        fanout = self.room.fanout
+        while (self.guests or fanout.farewells or fanout.unsent) and time.monotonic() < until:
+            self._hurry(late)
             time.sleep(0.01)
-        self.caretaker.stop()
-        if self.room.fanout.recording:
-            self.room.fanout.recording.close()
+
+    def _call_out(self):
+        # Who is in step still has not been sent the end, since somebody with the baton waits for a disk that hangs, and
+        # before that goes on we are gone.
+        log = self.room.log
+        lines = b"".join(log.pending) or log.tail.data
+        for send in list(self.room.fanout.instep.values()):
+            with contextlib.suppress(OSError):
+                send(lines[lines.rfind(b"\n", 0, -1) + 1:])
+
+    def unrecorded(self):
+        """How many lines the recording still lacks."""
+        log, recording = self.room.log, self.room.fanout.recording
+        return log.n - log.tail.last + recording.backlog.count(b"\n") if recording else 0
 
     def _hurry(self, late):
         # Who never said hello has no farewell to wait for; at the end nobody has.
@@ -3411,11 +3652,12 @@ def banner(room, address, everyone):
 class Console:
     """The server's own view of the room, printed in batches by a thread, and its keyboard if it has one."""
 
-    # `run` is the main thread's. `end` may be called by a signal handler, hence at any moment of it.
+    # `run` is the main thread's. `end` may be called by a signal handler, hence at any moment of it; `insist` only by
+    # one. What is asked here is carried out by the caretaker: who waits for a disk hears no signals.
 
     def __init__(self, room, screen, address=("", PORT)):
         self.room, self.n, self.screen, self.address = room, room.log.n, screen, address
-        self.ended = self.stopped = False
+        self.ended, self.stopped = 0.0, False  # when it was asked to end
         self.thread = threading.Thread(target=self._follow, name="console", daemon=True)
 
     def run(self):
@@ -3426,17 +3668,24 @@ class Console:
             self.screen.end()
         self.thread.start()
         self.screen.run()
+        self.ended = self.ended or time.monotonic()
 
     def end(self):
-        """Let `run` return; may be called by a signal handler."""
-        self.ended = True
+        """Let `run` return."""
+        self.ended = self.ended or time.monotonic()
         self.screen.end()
 
-    def stop(self):
-        """Print what is left, once the room is closed, and end the thread."""
+    def insist(self):
+        """Let `run` return; the second time, end at once, whatever is still waited for."""
+        if self.ended and time.monotonic() - self.ended > TWICE_SECONDS:
+            os._exit(1)
+        self.end()
+
+    def stop(self, seconds):
+        """Print what is left, once the room is closed, and end the thread, unless the terminal is held back."""
         self.stopped = True
         self.room.fanout.spoken.set()
-        self.thread.join(1.0)  # not longer: a terminal that is held back must not hold the end
+        self.thread.join(seconds)
 
     def _follow(self):
         last = False
@@ -3486,7 +3735,7 @@ class Console:
     def take_line(self, text):
         """Do what an entered line asks; returns False if it must stay in the input line."""
         done = obey(CONSOLE_COMMANDS, self, text)
-        self.room.flush()
+        self.room.fanout.wake()
         return done
 
     # --- the commands ---
@@ -3588,14 +3837,27 @@ def serve(host="127.0.0.1", port=PORT, room="chat", log=None, history=HISTORY, r
         server = Server(open_room(room, log, history, max_people), listener, rate)
         server.room.gate = gate
         console = Console(server.room, Pipe(sys.stdout), server.address)
-        with signals_caught(("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"), console.end):
+        # A terminal window that is closed may say so more than once.
+        with signals_caught(("SIGHUP",), console.end), \
+                signals_caught(("SIGINT", "SIGTERM", "SIGBREAK"), console.insist):
             server.start()
-            console.screen.show([[("text", line)] for line in banner(server.room, server.address, not host)])
-            console.run()
-            server.stop()
-            console.stop()
-    if console.thread.is_alive():
-        os._exit(0)  # stdout is held back, and Python's own last flush would wait for it, too
+            try:
+                console.screen.show([[("text", line)] for line in banner(server.room, server.address, not host)])
+                console.run()
+            except OSError:  # its terminal window was closed
+                silence(sys.stdout)
+            finally:
+                until = time.monotonic() + ENDING_SECONDS + 0.5
+                server.stop()
+                console.stop(max(0.1, until - time.monotonic()))
+    lost = server.unrecorded()
+    trouble = ChatError(f"{lost:,} {'line' if lost == 1 else 'lines'} could not be recorded") if lost else None
+    if console.thread.is_alive():  # stdout is held back, and Python's own last flush would wait for it, too
+        if trouble:
+            print(f"{program()}: {trouble}.", file=sys.stderr)
+        os._exit(bool(trouble))
+    if trouble:
+        raise trouble
 
 
 # === client =======================================================================================
@@ -3813,9 +4075,6 @@ def ask_again(error):
     """Whoever sits at a terminal is asked, and may just press Enter for what the server offers."""
     print(f"{error}.")
     return ask("Another name", clean_row(error.name) if type(error.name) is str else "")
-
-
-FINAL = "kicked", "elsewhere", "no-key"  # after such an error it is of no use to try again
 
 
 def pauses():
@@ -4096,6 +4355,9 @@ class Link:
             self.receiver.join(1.0)
 
 
+_token = re.compile(rb',"token":"[^"]*"')  # a recording is handed round, and this opens a seat
+
+
 def is_talk(event):
     """Whether this is something that a person says, to all or to one."""
     return event.get("ev") in ("say", "me") or event.get("re") == "tell"
@@ -4167,7 +4429,7 @@ class Client:
         # What was said to this person; a pong or a broken line says nothing.
         if self.recording:
             words = ("welcome", "tell", "who", "error")
-            lines = [line for line, event in batch if "ev" in event or event.get("re") in words]
+            lines = [_token.sub(b"", line) for line, event in batch if "ev" in event or event.get("re") in words]
             trouble = self.recording.write(b"".join(lines))
             if trouble:
                 self.say_here(trouble)
