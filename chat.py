@@ -161,7 +161,7 @@ STRETCH = 100_000  # rounds of hashing: what a code says of a certificate is so 
 GUESSES = 5, 30  # wrong keys, from one address and in all, that are answered
 GUESS_SECONDS = 60.0  # ... in such a time
 RECORD_BYTES = 16 << 10  # what TLS encrypts at a time
-SEALED_BYTES = 64 << 10  # that may come, or wait, without a word in it: a handshake, new keys over and over
+SEALED_BYTES = 8 << 10, 32 << 10  # that may come without a word: in a handshake, and behind it, such as new keys
 KEPT_BYTES = 1 << 20  # of replies that wait for somebody, until they are known to have come
 BACKLOG_BYTES = 1 << 20  # of lines kept for the recording while it fails: minutes of talk
 SYNC_SECONDS = 1.0  # until what is recorded survives a power cut, too
@@ -2392,15 +2392,17 @@ class Tls:
                 pass
             finally:  # the last word is to go out, too, or the complaint
                 sock.sendall(self.outgoing.read())
-            self._take(sock.recv(READ_BYTES[0]))
+            data = sock.recv(READ_BYTES[0])
+            self.incoming.write(data)
+            self._count(len(data), SEALED_BYTES[0])
+        self.idle = 0
         if self.end.version() not in ("TLSv1.2", "TLSv1.3"):
             raise ConnectionAbortedError("an old kind of encryption")
 
-    def _take(self, data):
+    def _count(self, size, most):
         # Whoever keeps this end busy without a word, or lets answers pile up, is cut.
-        self.incoming.write(data)
-        self.idle += len(data)
-        if not data or self.idle > SEALED_BYTES or self.outgoing.pending > RECORD_BYTES:
+        self.idle += size
+        if not size or self.idle > most or self.outgoing.pending > RECORD_BYTES:
             raise ConnectionAbortedError("nothing was said")
 
     def encrypt(self, data):
@@ -2417,17 +2419,20 @@ class Tls:
         with self.lock:
             if self.ended:
                 return data  # nobody listens any more, it only has to be taken off the wire
-            if data:
-                self._take(data)
+            self.incoming.write(data)
             words = []
             try:
                 for word in iter(lambda: self.end.read(RECORD_BYTES), b""):
                     words.append(word)
                 self.over = True
             except ssl.SSLWantReadError:
-                self.idle = 0 if words else self.idle
+                pass
             except ssl.SSLZeroReturnError:
                 self.over = True
+            if words:
+                self.idle = 0
+            elif data:
+                self._count(len(data), SEALED_BYTES[1])
         return b"".join(words)
 
     def finish(self):
@@ -2520,7 +2525,7 @@ class Gate:
         """The code that lets in at the moment."""
         return Code(self.identity.pin, room.secrets.key)
 
-    def check(self, room, member, network, request):
+    def check(self, room, network, request):
         """Refuse what neither proves that its writer knows the key nor has a token of this room."""
         import hmac
 
@@ -2771,7 +2776,7 @@ def _introduce(room, member, stranger, line):
             raise NoRequest(f"a line before the hello has at most {HELLO_BYTES:,} bytes", "too-long")
         request = decode_request(line)
         if room.private:
-            room.gate.check(room, member, stranger.network, request)
+            room.gate.check(room, stranger.network, request)
         if request["do"] != "hello":
             raise ChatError('say who you are first: {"do":"hello","name":"bob"}', "not-yet")
         if room.seat_of(request) is None:
