@@ -480,7 +480,7 @@ def blocks(receive, limit, first=b""):
         data, first = first or receive(size), b""
         if not data:
             return
-        if len(data) == size and size < READ_BYTES[1]:
+        if len(data) > size >> 1 and size < READ_BYTES[1]:  # half, since TLS brings less than it has read
             size *= 2
         elif len(data) < size >> 3 and size > READ_BYTES[0]:
             size >>= 1
