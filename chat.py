@@ -161,7 +161,7 @@ STRETCH = 100_000  # rounds of hashing: what a code says of a certificate is so 
 GUESSES = 5, 30  # wrong keys, from one address and in all, that are answered
 GUESS_SECONDS = 60.0  # ... in such a time
 RECORD_BYTES = 16 << 10  # what TLS encrypts at a time
-SEALED_BYTES = 64 << 10  # that may come, or wait, without a word in it: a handshake, new keys over and over
+SEALED_BYTES = 8 << 10, 32 << 10  # that may come without a word: in a handshake, and behind it, such as new keys
 KEPT_BYTES = 1 << 20  # of replies that wait for somebody, until they are known to have come
 BACKLOG_BYTES = 1 << 20  # of lines kept for the recording while it fails: minutes of talk
 SYNC_SECONDS = 1.0  # until what is recorded survives a power cut, too
@@ -513,7 +513,7 @@ def blocks(receive, limit, first=b""):
         data, first = first or receive(size), b""
         if not data:
             return
-        if len(data) == size and size < READ_BYTES[1]:
+        if len(data) > size >> 1 and size < READ_BYTES[1]:  # half, since TLS brings less than it has read
             size *= 2
         elif len(data) < size >> 3 and size > READ_BYTES[0]:
             size >>= 1
@@ -1292,9 +1292,9 @@ def open_context(end):
 
 def _use_certificate(path):
     # What encrypts with the certificate in this file, and the certificate itself, as the other end of a link sees it.
-    import ssl
-
     context = open_context("SERVER")
+    import ssl  # so it is there
+
     context.num_tickets = 0  # nobody resumes, and each would cost a send
     context.load_cert_chain(path, password="")  # without one it would ask for it
     there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -1386,7 +1386,7 @@ class Code(collections.namedtuple("Code", "pin key")):
         """The code that somebody has typed; raises a ChatError if it is none."""
         letters = text.translate(ALIKE).upper()
         if len(letters) != 18 or not set(letters) <= set(LETTERS):
-            raise ChatError("a code is 18 letters and digits, such as K7Q2MX-9D3FTA-XW4P0C")
+            raise ChatError("a code is 18 letters and digits, such as K7Q2MX-9D3FTA-XW4P0K")
         if check_letter(letters[:-1]) != letters[-1]:
             raise ChatError("this code has a mistyped letter")
         key = 0
@@ -2576,15 +2576,17 @@ class Tls:
                 pass
             finally:  # the last word is to go out, too, or the complaint
                 sock.sendall(self.outgoing.read())
-            self._take(sock.recv(READ_BYTES[0]))
+            data = sock.recv(READ_BYTES[0])
+            self.incoming.write(data)
+            self._count(len(data), SEALED_BYTES[0])
+        self.idle = 0
         if self.end.version() not in ("TLSv1.2", "TLSv1.3"):
             raise ConnectionAbortedError("an old kind of encryption")
 
-    def _take(self, data):
+    def _count(self, size, most):
         # Whoever keeps this end busy without a word, or lets answers pile up, is cut.
-        self.incoming.write(data)
-        self.idle += len(data)
-        if not data or self.idle > SEALED_BYTES or self.outgoing.pending > RECORD_BYTES:
+        self.idle += size
+        if not size or self.idle > most or self.outgoing.pending > RECORD_BYTES:
             raise ConnectionAbortedError("nothing was said")
 
     def encrypt(self, data):
@@ -2601,17 +2603,20 @@ class Tls:
         with self.lock:
             if self.ended:
                 return data  # nobody listens any more, it only has to be taken off the wire
-            if data:
-                self._take(data)
+            self.incoming.write(data)
             words = []
             try:
                 for word in iter(lambda: self.end.read(RECORD_BYTES), b""):
                     words.append(word)
                 self.over = True
             except ssl.SSLWantReadError:
-                self.idle = 0 if words else self.idle
+                pass
             except ssl.SSLZeroReturnError:
                 self.over = True
+            if words:
+                self.idle = 0
+            elif data:
+                self._count(len(data), SEALED_BYTES[1])
         return b"".join(words)
 
     def finish(self):
@@ -2704,7 +2709,7 @@ class Gate:
         """The code that lets in at the moment."""
         return Code(self.identity.pin, room.secrets.key)
 
-    def check(self, room, member, network, request):
+    def check(self, room, network, request):
         """Refuse what neither proves that its writer knows the key nor has a token of this room."""
         import hmac
 
@@ -2716,7 +2721,7 @@ class Gate:
         if self._may_answer(network, now):
             raise ChatError("this room lets in only people with its code, and this is not it, or no longer", "no-key")
         if now - self.told > GUESS_SECONDS:
-            room.fanout.spoken.tell("somebody tries many wrong keys; they get no answer any more, and a right one still lets in")
+            room.fanout.spoken.tell("somebody tries many wrong keys; those get no answer now, and a right one lets in")
         self.told = now
         raise ConnectionAbortedError("one wrong key too many")
 
@@ -2955,7 +2960,7 @@ def _introduce(room, member, stranger, line):
             raise NoRequest(f"a line before the hello has at most {HELLO_BYTES:,} bytes", "too-long")
         request = decode_request(line)
         if room.private:
-            room.gate.check(room, member, stranger.network, request)
+            room.gate.check(room, stranger.network, request)
         if request["do"] != "hello":
             raise ChatError('say who you are first: {"do":"hello","name":"bob"}', "not-yet")
         if room.seat_of(request) is None:
@@ -6073,7 +6078,7 @@ def _check_log(options):
 
 def _add_join(commands):
     parser = _add_command(commands, "join", "take part in a room", (
-        "", "K7Q2MX-9D3FTA-XW4P0C@192.168.1.5", "192.168.1.5:7012 --name bob", "--name bob --log"), _run_join)
+        "", "K7Q2MX-9D3FTA-XW4P0K@192.168.1.5", "192.168.1.5:7012 --name bob", "--name bob --log"), _run_join)
     parser.add_argument("address", nargs="?", default="", metavar="[CODE@]ADDRESS",
                         help=f"host, host:port or [v6]:port (default 127.0.0.1:{PORT}); the code of a private room, if "
                              "it is not here, is taken from CHAT_INVITE or asked for")
