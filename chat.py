@@ -140,9 +140,12 @@ RETRY_SECONDS = 1.0  # between attempts to record again
 RUNS = 100  # of a server, in one session, that are told apart
 HOLD_SECONDS = 60.0  # that a seat waits for somebody whose link was lost
 PING_SECONDS = 8.0  # between two signs of life of our own clients
+QUIET_SECONDS = 10.0  # without an answer, after which one should know
+RETRY_PAUSES = 0.5, 10.0  # seconds between attempts to connect again, at first and at most
+PATIENCE_SECONDS = 60.0  # for which a script goes on with that; a person at a terminal decides alone
+NAME_TRIES = 5  # until a server that refuses every name is left alone
 SILENCE_SECONDS = 24.0  # without any, after which a link is dead: both ends are to know within 30
 KEPT_BYTES = 1 << 20  # of replies that wait for somebody, until they are known to have come
-MISSED_BYTES = 4 << 20  # of the session file that are looked through for what somebody has missed
 BACKLOG_BYTES = 1 << 20  # of lines kept for the recording while it fails: minutes of talk
 
 CONSOLE_LINES = 100  # shown per batch; the rest of a flood is counted
@@ -318,6 +321,8 @@ COUNT = Kind(lambda value: type(value) is int and 0 <= value < 1 << 53, "a whole
 SECONDS = Kind(lambda value: type(value) in (int, float) and 0 <= value < 1e11, "a number of seconds")
 PEOPLE = Kind(lambda value: type(value) is list and all(map(STRING.fits, value)), "a list of names")
 START = Kind(_is_start, "a time with its zone")
+AWAY = Kind(lambda value: type(value) is dict and all(map(COUNT.fits, value.values())) and PEOPLE.fits([*value]),
+            "names, and for how many seconds they have had no link")
 TRUE = Kind(lambda value: value is True, "true, or left out")
 TALK = Kind(check_text, "a string")
 
@@ -331,11 +336,6 @@ REQUESTS = {
     "who": {},
     "ping": {},
     "bye": {},
-}
-# ... and those that it may have: `hello` tells what somebody who comes back has had so far, `ping` what has come.
-OPTIONAL = {
-    "hello": {"back": TRUE, "token": STRING, "session": STRING, "run": STRING, "last": COUNT, "had": COUNT},
-    "ping": {"had": COUNT},
 }
 # What a server says, to everyone and to one person, with the fields that `render` and clients rely on.
 _stamp = {"n": COUNT, "t": SECONDS}
@@ -357,6 +357,13 @@ REPLIES = {
     "error": {"t": SECONDS, "code": STRING, "text": STRING},
     "pong": {"t": SECONDS},
 }
+# What any of these may have besides: whoever comes back tells what they have had so far, and is told where they are.
+OPTIONAL = {
+    "hello": {"back": TRUE, "token": STRING, "session": STRING, "run": STRING, "last": COUNT, "had": COUNT},
+    "ping": {"had": COUNT},
+    "welcome": {"seat": COUNT, "token": STRING, "run": STRING, "since": COUNT},
+    "who": {"away": AWAY},
+}
 
 
 def decode_request(line):
@@ -371,8 +378,6 @@ def decode_request(line):
         if type(do) is not str or do not in REQUESTS:
             raise ChatError(f'"do" must be one of: {" ".join(REQUESTS)}')
         check_fields(do, REQUESTS[do], request)
-        if do in OPTIONAL:
-            check_fields(do, {field: kind for field, kind in OPTIONAL[do].items() if field in request}, request)
     except ChatError as error:
         error.id = id
         raise
@@ -398,10 +403,13 @@ def check_version(session):
 
 
 def check_fields(word, fields, given):
-    """Refuse a request, event or reply that lacks one of these fields or has it wrong."""
+    """Refuse a request, event or reply that lacks one of these fields, or has it or another known one wrong."""
     for field, kind in fields.items():
         if not kind.fits(given.get(field)):
             raise ChatError(f'{word} needs "{field}": {kind.words}')
+    for field, kind in OPTIONAL.get(word, {}).items():
+        if field in given and not kind.fits(given[field]):
+            raise ChatError(f'the "{field}" of {word} must be {kind.words}')
 
 
 def blocks(receive, limit):
@@ -576,8 +584,11 @@ def _field(event, field, style, viewer):
     if field in ("who", "to", "name", "you"):
         return [_name_piece(value)]
     if field == "people":
-        names = [piece for name in value for piece in ((style, ", "), _name_piece(name))]
-        return [(style, f"{len(value)} here: ")] + names[1:]
+        away, pieces = event.get("away", {}), []
+        for name in value:
+            pieces += [(style, ", "), _name_piece(name)]
+            pieces += [(style, f" (no link for {away[name]} s)")] if name in away else []
+        return [(style, f"{len(value)} here: ")] + pieces[1:]
     if field == "text":
         text, start, pieces = clean(value).replace("\n", "\n" + CONTINUED), 0, []
         called = find_mentions(text, viewer) if viewer and event.get("who") not in (None, viewer) else ()
@@ -756,6 +767,36 @@ def event_of(line):
         return None
 
 
+def find_after(path, n):
+    """Where what followed event n begins in a server's file: (the offset, the n there), or None if there is nothing."""
+    with open(path, "rb") as file:
+        low, high, found = 0, file.seek(0, os.SEEK_END), None
+        while low < high:
+            middle = (low + high) // 2
+            file.seek(max(0, middle - 1))
+            offset = middle and file.tell() + len(file.readline())  # of the first line that begins here or later
+            line = file.readline()
+            number = number_of(line) if line.endswith(b"\n") else None
+            if number is None:  # the end; or what is damaged, which hides what is behind it
+                high = middle
+            elif number > n:
+                high, found = middle, (offset, number)
+            else:
+                low = offset + len(line)
+        return found
+
+
+def read_between(path, offset, n):
+    """Yield the lines of a server's file from this offset up to event n, which is left out, in pieces."""
+    with open(path, "rb") as file:
+        file.seek(offset)
+        for lines in iter(lambda: file.read(PIECE_BYTES) + file.readline(), b""):
+            at = lines_after(lines, n - 1)
+            yield lines[:at]
+            if at < len(lines):
+                return
+
+
 # How `encode_talk` begins a line, with its n and t; or any other line.
 _talk_or_other = re.compile(rb'(?:\{"ev":"(?:say|me)","n":(\d{1,15}),"t":(\d{1,10}(?:\.\d{1,3})?),"who":"[^\n]*'
                             rb'|[^\n]*)\n')
@@ -894,7 +935,8 @@ class Secrets:
 
     def __init__(self, session):
         self.session, self.path = session, None  # the path, once they are kept
-        self.secret, self.run, self.runs = os.urandom(32).hex(), os.urandom(8).hex(), {}
+        self.secret, self.run = os.urandom(32).hex(), os.urandom(8).hex()
+        self.runs = {self.run: 0}
         self.new_key()
 
     def new_key(self):
@@ -902,8 +944,8 @@ class Secrets:
         self.key = int.from_bytes(os.urandom(5), "big") >> 5
         self._save()
 
-    def keep(self):
-        """Take up what an earlier run has kept, and keep it from now on; returns whether there was such a run."""
+    def keep(self, n=0):
+        """Go on from what an earlier run has kept, behind event n, and keep it; returns whether there was such a run."""
         import hashlib
 
         name = hashlib.sha256(self.session.encode()).hexdigest()[:32] + ".json"  # an id may hold anything
@@ -916,15 +958,10 @@ class Secrets:
         except (OSError, ChatError, ValueError, KeyError, TypeError):
             pass  # there is none, or it is damaged
         if known:
-            self.key, self.secret, self.runs = key, secret, runs
-        else:
-            self._save()
-        return known
-
-    def begin_run(self, n):
-        """Note that this run of the server goes on behind event n."""
-        self.runs = dict([*self.runs.items()][1 - RUNS:], **{self.run: n})
+            self.key, self.secret, self.runs = key, secret, dict([*runs.items()][1 - RUNS:])
+        self.runs[self.run] = n
         self._save()
+        return known
 
     def _save(self):
         if self.path:
@@ -939,20 +976,24 @@ class Secrets:
         following = runs[runs.index(run) + 1:] if run in runs else [self.run]
         return min((self.runs[later] for later in following), default=1 << 53)
 
-    def token(self, seat):
+    def token(self, seat, run=None):
         """The token with which the owner of this seat comes back to it."""
         import hmac
 
-        mac = hmac.new(bytes.fromhex(self.secret), f"{self.session} {seat}".encode(), "sha256")
-        return f"{seat}.{mac.hexdigest()[:32]}"
+        # With the run that gave it, since a seat behind a lost end of the file is somebody else's by now.
+        run = run or self.run
+        mac = hmac.new(bytes.fromhex(self.secret), f"{self.session} {run} {seat}".encode(), "sha256")
+        return f"{seat}.{run}.{mac.hexdigest()[:32]}"
 
     def seat_of(self, token):
-        """The seat that this token is for; None if it was never given out."""
+        """The seat that this token is for; None if it was never given out, or its seat is lost."""
         import hmac
 
-        seat = token.partition(".")[0]
-        known = re.fullmatch("[0-9]{1,16}", seat) and hmac.compare_digest(token.encode(), self.token(int(seat)).encode())
-        return int(seat) if known else None
+        match = re.fullmatch(r"([0-9]{1,16})\.([0-9a-f]{16})\.[0-9a-f]{32}", token)
+        if not match or not hmac.compare_digest(token, self.token(*match.groups())):
+            return None
+        seat, run = int(match.group(1)), match.group(2)
+        return seat if seat <= self.since(run) else None
 
 
 # === log ==========================================================================================
@@ -1079,10 +1120,12 @@ class Log:
 class Lag:
     """What a member that is not in step still has to be sent."""
 
-    __slots__ = "pieces", "chunk", "letters", "last", "leaving"
+    __slots__ = "piece", "missed", "pieces", "chunk", "letters", "last", "leaving"
 
-    def __init__(self, chunk, *pieces):
-        self.pieces = collections.deque(map(memoryview, filter(None, pieces)))  # these first
+    def __init__(self, chunk, *pieces, missed=()):
+        self.piece = memoryview(b"")  # what is being sent,
+        self.missed = iter(missed)  # then what is read from the file only when its turn has come,
+        self.pieces = collections.deque(map(memoryview, pieces))  # then these,
         self.chunk = chunk  # then all that follows this one in the chain,
         self.letters = []  # then these,
         self.last = b""  # and at the very end, if it is leaving, the line with which it left
@@ -1090,16 +1133,19 @@ class Lag:
 
     def next_piece(self):
         """The next bytes to send; None when nothing is left."""
-        if not self.pieces:
-            following = self._following()
+        if not self.piece:
+            following = list(itertools.islice(filter(None, itertools.chain(self.missed, self._taken())), 1))
+            following = following or self._following()
             if not following:
                 following, self.letters = self.letters, []
             if not following:
                 following, self.last = [self.last], b""
-            if not any(following):
-                return None
-            self.pieces.append(memoryview(following[0] if len(following) == 1 else b"".join(following)))
-        return self.pieces[0]
+            self.piece = memoryview(following[0] if len(following) == 1 else b"".join(following))
+        return self.piece or None
+
+    def _taken(self):
+        while self.pieces:
+            yield self.pieces.popleft()
 
     def _following(self):
         # Small chunks together, so that a newcomer's history is a few sends, not hundreds.
@@ -1112,14 +1158,11 @@ class Lag:
 
     def sent(self, count):
         """Count off what has been sent of the next piece."""
-        if count == len(self.pieces[0]):
-            self.pieces.popleft()
-        else:
-            self.pieces[0] = self.pieces[0][count:]
+        self.piece = self.piece[count:]
 
     def size(self, end):
         """How many bytes wait in all, in a log that ends there."""
-        waiting = sum(map(len, self.pieces)) + sum(map(len, self.letters))
+        waiting = len(self.piece) + sum(map(len, self.pieces)) + sum(map(len, self.letters))
         return waiting if self.leaving else waiting + end - self.chunk.end
 
     def end_at(self, place, last):
@@ -1129,14 +1172,13 @@ class Lag:
             self.pieces.append(memoryview(self.chunk.data))
         if self.chunk.end > place:
             self.pieces[-1] = self.pieces[-1][:place - self.chunk.end]
-            if not self.pieces[-1]:
-                self.pieces.pop()
         self._leave_chain(last)
 
     def cut(self, last):
         """Leave nothing but the rest of the current line and this last one."""
-        rest = bytes(self.pieces[0]) if self.pieces else b""
-        self.pieces = collections.deque([memoryview(rest[:rest.find(b"\n") + 1] + last)])
+        rest = bytes(self.piece or (self.pieces[0] if self.pieces else b""))
+        self.piece, self.missed = memoryview(rest[:rest.find(b"\n") + 1] + last), iter(())
+        self.pieces.clear()
         self.letters.clear()
         self._leave_chain(b"")
 
@@ -1208,7 +1250,7 @@ class Kept:
 class Work(collections.namedtuple("Work", "coming parting letters gone")):
     """What the next round has to do besides sending what is new, in this order."""
 
-    # (newcomer, the lines that come first, the place in the log from which on it is sent all); (leaver, the place where its log ends or
+    # (newcomer, what comes first, as far as it is not in memory, the place in the log from which on it is sent all); (leaver, the place where its log ends or
     # None for where it is, its last line); (member, a line for it alone, after all that is in the log by now);
     # members that have left and whose reader is gone.
 
@@ -1288,11 +1330,11 @@ class Fanout:
     def _welcome(self, member, opening, place):
         # The chain is left where the history begins; only a round's beginning changes what is kept of it.
         chunk = next(chunk for chunk in reversed(self.log.kept) if chunk.start <= place)
-        self._start_lag(member, chunk, opening, memoryview(chunk.data)[place - chunk.start:])
+        self._start_lag(member, chunk, memoryview(chunk.data)[place - chunk.start:], missed=opening)
 
-    def _start_lag(self, member, chunk, *pieces):
+    def _start_lag(self, member, chunk, *pieces, missed=()):
         self.instep.pop(member, None)
-        member.lag = Lag(chunk, *pieces)
+        member.lag = Lag(chunk, *pieces, missed=missed)
         self.lagging[member] = None
 
     def _record(self, data):
@@ -1350,7 +1392,7 @@ class Fanout:
         lag = member.lag
         try:
             while lag and lag.next_piece():
-                lag.sent(member.out.send(lag.pieces[0]))
+                lag.sent(member.out.send(lag.piece))
         except BlockingIOError:
             return self._watch(member)
         except OSError:
@@ -1420,9 +1462,8 @@ class Fanout:
 class Room:
     """Who is here, and what becomes of what they ask."""
 
-    # `ask` and the few methods behind it may be called by any thread; each takes the lock for a moment. What stands
-    # in DECISIONS is called with the lock held, and does this in this order: refuse, or append to the log, and only
-    # then change who is here. To carry out what was decided is up to whoever asked: `flush`.
+    # `ask` and the few methods behind it may be called by any thread; each takes the lock for a moment. With the lock
+    # held what stands in DECISIONS is called. To carry out what was decided is up to whoever asked: `flush`.
 
     def __init__(self, name="chat", history=HISTORY, max_people=0):
         self.history, self.max_people = history, max_people
@@ -1434,7 +1475,6 @@ class Room:
         self.seats = {}  # seat: member, of those who can come back
         self.held = {}  # the same, of those whose link is lost, in the order of their losing it
         self.secrets = Secrets(self.log.session["id"])
-        self.secrets.begin_run(0)
         self.host = Member(None)  # speaks and acts, but is not among the people
         self.host.name, self.host.quoted = "server", quote("server")
 
@@ -1487,24 +1527,23 @@ class Room:
 
     def find_missed(self, request):
         """Add to a hello what its sender has missed and is not in memory any more, as far as the file has it."""
-        # The disk may be slow, so this is done by the one thread that needs it, before the room decides.
-        if self._seat_of(request) is None:
+        # The disk may be slow, so this is done by the one thread that needs it, before the room decides; and read
+        # only piece by piece, when it can be sent.
+        if self.seat_of(request) is None:
             return
-        last, recording = self._last_of(request), self.fanout.recording
+        last, recording = self.last_of(request), self.fanout.recording
         with self.lock:
             place, first = self.log.after(last)
         if first > last + 1 and recording:
-            with contextlib.suppress(OSError), open(recording.path, "rb") as file:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - MISSED_BYTES))
-                lines = file.read(MISSED_BYTES)
-                lines = lines[lines.find(b"\n") + 1:lines.rfind(b"\n") + 1]  # whole ones
-                request["missed"] = lines[lines_after(lines, last):]
+            with contextlib.suppress(OSError):
+                request["missed"] = recording.path, find_after(recording.path, last)
 
-    def _seat_of(self, request):
+    def seat_of(self, request):
+        """The seat whose owner this hello comes from, by its token; None if it is not told, or not true."""
         return self.secrets.seat_of(request["token"]) if "token" in request else None
 
-    def _last_of(self, request):
-        # Up to which n somebody who comes back has all that still stands.
+    def last_of(self, request):
+        """Up to which n somebody who comes back has all that still stands."""
         return min(request.get("last", 0), self.secrets.since(request.get("run", "")), self.log.n)
 
     def release(self):
@@ -1574,174 +1613,193 @@ class Room:
             lines = "a private line" if told[other.seat] == 1 else f"{told[other.seat]} private lines"
             self.post(other, self.error(ChatError(f"{member.name} has gone without {lines} of yours", "nobody")))
 
-    # --- the decisions: what each request becomes; the lock is held ---
 
-    def _hello(self, member, request):
-        if member.seat is not None:
-            raise ChatError("you are in the room already")
-        if self.closed:
-            raise ChatError("this room is closed", "full")
-        seat = self._seat_of(request)
-        if seat in self.seats:
-            self._come_back(member, request, self.seats[seat])
-        else:
-            self._come_in(member, request, seat)
+# --- the decisions: what each request becomes; the lock is held ---
+# Each refuses, or appends to the log, and only then changes who is here.
 
-    def _come_in(self, member, request, before):
-        # `before` is the seat that they have had, if they come again after a while: then they are told what they missed.
-        name = check_name(request["name"])
-        key = name_key(name)
-        if self.max_people and len(self.people) >= self.max_people:
-            raise ChatError(f"this room is full: {self.max_people} people", "full")
-        self.check_free(key, name)
-        if before is None:
-            place, first = self.log.history(self.history)
-            missed, gone = b"", None
-        else:
-            missed, place, first, gone = self._missed(request)
-        member.name, member.quoted, member.key, member.back = name, quote(name), key, request.get("back") is True
-        opening = self._opening(member, request, [*self.people.values(), member], self.log.n + 1, gone)
-        self.log.append("join", who=name, **{"from": first, "back": member.back or None})
-        member.seat = self.log.n
-        self.people[key] = member
-        if member.back:
-            member.kept = Kept()
-            self.seats[member.seat] = member
-        self.fanout.work.coming.append((member, opening + missed, place))
 
-    def _come_back(self, member, request, other):
-        # Somebody takes their seat again, and nobody is told, since nothing has happened. Both ends know by numbers what
-        # has come: all that the old link still carries is from now on refused.
-        missed, place, first, gone = self._missed(request)
-        if other.away is None:
-            moved = ChatError("you have come in from elsewhere, and this link is closed", "elsewhere")
-            self.fanout.work.parting.append((other, None, encode(self.error(moved))))
-        for field in ("name", "quoted", "key", "seat", "muted", "back", "kept"):
-            setattr(member, field, getattr(other, field))
-        other.left = True
-        self.people[member.key] = self.seats[member.seat] = member
-        self.held.pop(member.seat, None)
+def _decide_hello(room, member, request):
+    if member.seat is not None:
+        raise ChatError("you are in the room already")
+    if room.closed:
+        raise ChatError("this room is closed", "full")
+    seat = room.seat_of(request)
+    if seat in room.seats:
+        _come_back(room, member, request, room.seats[seat])
+    else:
+        _come_in(room, member, request, seat)
+
+
+def _come_in(room, member, request, before):
+    # `before` is the seat that they have had, if they come again after a while: then they are told what they missed.
+    name = check_name(request["name"])
+    key = name_key(name)
+    if room.max_people and len(room.people) >= room.max_people:
+        raise ChatError(f"this room is full: {room.max_people} people", "full")
+    room.check_free(key, name)
+    if before is None:
+        missed, (place, first) = (), room.log.history(room.history)
+    else:
+        missed, place, first = _missed(room, request)
+    member.name, member.quoted, member.key, member.back = name, quote(name), key, request.get("back") is True
+    opening = _opening(room, member, request, [*room.people.values(), member], room.log.n + 1)
+    room.log.append("join", who=name, **{"from": first, "back": member.back or None})
+    member.seat = room.log.n
+    room.people[key] = member
+    if member.back:
+        member.kept = Kept()
+        room.seats[member.seat] = member
+    room.fanout.work.coming.append((member, itertools.chain([opening], missed), place))
+
+
+def _come_back(room, member, request, other):
+    # Somebody takes their seat again, and nobody is told, since nothing has happened. Both ends know by numbers what
+    # has come: all that the old link still carries is from now on refused.
+    missed, place, first = _missed(room, request)
+    if other.away is None:
+        moved = ChatError("you have come in from elsewhere, and this link is closed", "elsewhere")
+        room.fanout.work.parting.append((other, None, encode(room.error(moved))))
+    for field in ("name", "quoted", "key", "seat", "muted", "back", "kept"):
+        setattr(member, field, getattr(other, field))
+    other.left = True
+    room.people[member.key] = room.seats[member.seat] = member
+    room.held.pop(member.seat, None)
+    if request.get("run") == room.secrets.run:  # else these are numbers of replies that no one has any more
         member.kept.let_go(request.get("had", 0))
-        opening = self._opening(member, request, self.people.values(), member.seat, gone)
-        self.fanout.work.coming.append((member, opening + missed, place))
-        self.fanout.work.letters.extend([(member, line) for k, line, teller in member.kept.lines])
+    opening = _opening(room, member, request, room.people.values(), member.seat)
+    room.fanout.work.coming.append((member, itertools.chain([opening], missed), place))
+    room.fanout.work.letters.extend([(member, line) for k, line, teller in member.kept.lines])
 
-    def _missed(self, request):
-        # What somebody has missed: the lines that are only in the file, the place in the log and the first n there,
-        # of all that they are given the first n, and how many are gone for good.
-        last = self._last_of(request)
-        place, first = self.log.after(last)
-        missed = request.get("missed", b"")
-        missed = missed[:lines_after(missed, first - 1)]
-        gone = first - last - 1 - missed.count(b"\n")
-        return missed, place, number_of(missed) if missed else first, gone or None
 
-    def _opening(self, member, request, people, seat, gone):
-        # The first two lines for somebody who comes, to this seat.
-        more = {"recorded": True if self.fanout.recording else None, "gone": gone}
-        if member.back:
-            since = self.secrets.since(request.get("run", ""))
-            more.update(seat=seat, token=self.secrets.token(seat), run=self.secrets.run, since=min(since, self.log.n))
-        more["id"] = request.get("id")
-        quoted = ",".join([other.quoted for other in people])
-        return encode_welcome(self.log.seconds(), member.quoted, self.log.n, quoted, more) + self.log.session_line
+def _missed(room, request):
+    # What somebody has missed: the lines that are only in the file, the place in the log where the others begin, and
+    # the first n of all that. Where it jumps, lines are gone for good.
+    place, first = room.log.after(room.last_of(request))
+    path, found = request.get("missed", (None, None))
+    if not found or found[1] >= first:
+        return (), place, first
+    return read_between(path, found[0], first), place, found[1]
 
-    def _talk(self, member, request):
-        # say and me requests come as many as arrived together, and become one batch: a busy room is made of these.
-        said = request["said"]
-        if member.muted:
-            said = [one for one in said if not self.is_muted(member, one.get("id"))]
-        if said:
-            self.log.append_talk(member.quoted, said)
 
-    def _tell(self, member, request):
-        if self.is_muted(member, request.get("id")):
-            return
-        other = self.find(request["to"])
-        letter = {"re": "tell", "t": self.log.seconds(), "who": member.name, "to": other.name, "text": request["text"]}
-        if other.away is not None and other.kept.size + len(encode(letter)) > KEPT_BYTES:
-            raise ChatError(f"{other.name} has no link, and so much waits for them already", "nobody")
-        self.post(member, {**letter, "id": request.get("id")})
-        if other is not member:
-            self.post(other, letter, member.seat)
+def _opening(room, member, request, people, seat):
+    # The first two lines for somebody who comes, to this seat.
+    more = {"recorded": True if room.fanout.recording else None}
+    if member.back:
+        since = room.secrets.since(request.get("run", ""))
+        more.update(seat=seat, token=room.secrets.token(seat), run=room.secrets.run, since=min(since, room.log.n))
+    more["id"] = request.get("id")
+    quoted = ",".join([other.quoted for other in people])
+    return encode_welcome(room.log.seconds(), member.quoted, room.log.n, quoted, more) + room.log.session_line
 
-    def _nick(self, member, request):
-        name = check_name(request["name"])
-        key = name_key(name)
-        if name == member.name:
-            raise ChatError(f"your name is {name} already", "bad-name")
-        if key != member.key:
-            self.check_free(key, name)
-        self.log.append("nick", who=member.name, name=name, id=request.get("id"))
-        del self.people[member.key]
-        member.name, member.quoted, member.key = name, quote(name), key
-        self.people[key] = member
 
-    def _who(self, member, request):
-        people, t = [other.name for other in self.people.values()], self.log.seconds()
-        away = {other.name: int(t - other.away) for other in self.held.values()} or None
-        self.post(member, {"re": "who", "t": t, "people": people, "away": away, "id": request.get("id")})
+def _decide_talk(room, member, request):
+    # say and me requests come as many as arrived together, and become one batch: a busy room is made of these.
+    said = request["said"]
+    if member.muted:
+        said = [one for one in said if not room.is_muted(member, one.get("id"))]
+    if said:
+        room.log.append_talk(member.quoted, said)
 
-    def _ping(self, member, request):
-        if member.back:
-            member.kept.let_go(request.get("had", 0))
-        self.post(member, {"re": "pong", "t": self.log.seconds(), "id": request.get("id")})
 
-    def _bye(self, member, request):
-        self.part(member, "left", id=request.get("id"))
+def _decide_tell(room, member, request):
+    if room.is_muted(member, request.get("id")):
+        return
+    other = room.find(request["to"])
+    letter = {"re": "tell", "t": room.log.seconds(), "who": member.name, "to": other.name, "text": request["text"]}
+    if other.away is not None and other.kept.size + len(encode(letter)) > KEPT_BYTES:
+        raise ChatError(f"{other.name} has no link, and so much waits for them already", "nobody")
+    room.post(member, {**letter, "id": request.get("id")})
+    if other is not member:
+        room.post(other, letter, member.seat)
 
-    def _leave(self, member, request):
-        self.part(member, request["why"], request.get("text"))
 
-    def _lose(self, member, request):
-        # A link is lost. Who can come back keeps the seat for a while, as if nothing had happened.
-        if not member.back:
-            self.part(member, request["why"], request.get("text"))
-        elif member.away is None:
-            member.away = self.log.seconds()
-            self.held[member.seat] = member
-            if request["why"] == "slow":
-                self.fanout.work.parting.append((member, None, encode(self.error(ChatError(request["text"], "slow")))))
+def _decide_nick(room, member, request):
+    name = check_name(request["name"])
+    key = name_key(name)
+    if name == member.name:
+        raise ChatError(f"your name is {name} already", "bad-name")
+    if key != member.key:
+        room.check_free(key, name)
+    room.log.append("nick", who=member.name, name=name, id=request.get("id"))
+    del room.people[member.key]
+    member.name, member.quoted, member.key = name, quote(name), key
+    room.people[key] = member
 
-    def _gone(self, host, request):
-        # Somebody who was inside when an earlier run of this server died.
-        if not request["back"]:
-            return self.log.append("leave", who=request["who"], why="lost")
-        member, name = Member(None), request["who"]
-        member.name, member.quoted, member.key, member.seat = name, quote(name), name_key(name), request["seat"]
-        member.back, member.kept, member.away = True, Kept(), self.log.seconds()
-        self.people[member.key] = self.seats[member.seat] = self.held[member.seat] = member
 
-    def _kick(self, host, request):
-        self.part(self.find(request["to"]), "kicked", request["text"])
+def _decide_who(room, member, request):
+    people, t = [other.name for other in room.people.values()], room.log.seconds()
+    away = {other.name: int(t - other.away) for other in room.held.values()} or None
+    room.post(member, {"re": "who", "t": t, "people": people, "away": away, "id": request.get("id")})
 
-    def _mute(self, host, request):
-        member, minutes = self.find(request["to"]), request["minutes"]
-        text = f"is muted for {minutes} min" if minutes else "is no longer muted"
-        self.log.append("notice", text=f"{member.name} {text}")
-        member.muted = self.log.t + 60 * minutes if minutes else 0.0
 
-    def _announce(self, host, request):
-        self.log.append(request["do"], text=request["text"], recorded=request.get("recorded"))
+def _decide_ping(room, member, request):
+    if member.back:
+        member.kept.let_go(request.get("had", 0))
+    room.post(member, {"re": "pong", "t": room.log.seconds(), "id": request.get("id")})
 
-    def _end(self, host, request):
-        place, last = self.log.end, self.log.append("end")
-        for member in self.people.values():
-            self.fanout.work.parting.append((member, place, last))
-            member.left = True
-        self.people.clear()
-        self.seats.clear()
-        self.held.clear()
-        self.fanout.patience, host.left = ENDING_SECONDS, True
+
+def _decide_bye(room, member, request):
+    room.part(member, "left", id=request.get("id"))
+
+
+def _decide_leave(room, member, request):
+    room.part(member, request["why"], request.get("text"))
+
+
+def _decide_lose(room, member, request):
+    # A link is lost. Who can come back keeps the seat for a while, as if nothing had happened.
+    if not member.back:
+        room.part(member, request["why"], request.get("text"))
+    elif member.away is None:
+        member.away = room.log.seconds()
+        room.held[member.seat] = member
+        if request["why"] == "slow":
+            room.fanout.work.parting.append((member, None, encode(room.error(ChatError(request["text"], "slow")))))
+
+
+def _decide_gone(room, host, request):
+    # Somebody who was inside when an earlier run of this server died.
+    if not request["back"]:
+        return room.log.append("leave", who=request["who"], why="lost")
+    member, name = Member(None), request["who"]
+    member.name, member.quoted, member.key, member.seat = name, quote(name), name_key(name), request["seat"]
+    member.back, member.kept, member.away = True, Kept(), room.log.seconds()
+    room.people[member.key] = room.seats[member.seat] = room.held[member.seat] = member
+
+
+def _decide_kick(room, host, request):
+    room.part(room.find(request["to"]), "kicked", request["text"])
+
+
+def _decide_mute(room, host, request):
+    member, minutes = room.find(request["to"]), request["minutes"]
+    text = f"is muted for {minutes} min" if minutes else "is no longer muted"
+    room.log.append("notice", text=f"{member.name} {text}")
+    member.muted = room.log.t + 60 * minutes if minutes else 0.0
+
+
+def _decide_announce(room, host, request):
+    room.log.append(request["do"], text=request["text"], recorded=request.get("recorded"))
+
+
+def _decide_end(room, host, request):
+    place, last = room.log.end, room.log.append("end")
+    for member in room.people.values():
+        room.fanout.work.parting.append((member, place, last))
+        member.left = True
+    room.people.clear()
+    room.seats.clear()
+    room.held.clear()
+    room.fanout.patience, host.left = ENDING_SECONDS, True
 
 
 # What a person can ask stands in REQUESTS, of which say and me come as talk; the door lets nothing else in.
 # A member's thread and the fan-out ask lose, the fan-out and the host notice, only the host the rest.
 DECISIONS = {
-    "hello": Room._hello, "talk": Room._talk, "tell": Room._tell, "nick": Room._nick, "who": Room._who,
-    "ping": Room._ping, "bye": Room._bye, "leave": Room._leave, "lose": Room._lose, "gone": Room._gone,
-    "kick": Room._kick,
-    "mute": Room._mute, "notice": Room._announce, "mark": Room._announce, "end": Room._end}
+    "hello": _decide_hello, "talk": _decide_talk, "tell": _decide_tell, "nick": _decide_nick, "who": _decide_who,
+    "ping": _decide_ping, "bye": _decide_bye, "leave": _decide_leave, "lose": _decide_lose, "gone": _decide_gone,
+    "kick": _decide_kick, "mute": _decide_mute, "notice": _decide_announce, "mark": _decide_announce,
+    "end": _decide_end}
 
 
 # === view =========================================================================================
@@ -1758,6 +1816,7 @@ class View:
     def __init__(self, session=None, name=None, heard=-1):
         self.session, self.name = session, name
         self.heard = heard  # the newest n when they came: up to there it is history
+        self.mine = name  # the name under which they speak in the lines that come just now; None before their join
         self.people = {}  # name: seat, or None where that was not told
         self.recorded = self.over = False
 
@@ -1767,27 +1826,43 @@ class View:
         if word in ("say", "me"):  # nearly all are, and change nothing
             return ended
         if event.get("re") == "welcome":
-            self.name, self.heard, self.over = event["you"], event["n"], False
+            # Whoever comes back to their seat is sent what happened meanwhile, which changes nothing about the list.
+            self.name, self.heard, self.over = event["you"], min(event.get("seat", event["n"] + 1) - 1, event["n"]), False
             self.people, self.recorded = dict.fromkeys(event["people"]), event.get("recorded") is True
         elif word == "session":
+            self.mine = self.mine if self.session and self.session["id"] == event["id"] else None
             self.session = event
         elif word == "notice" and type(event.get("recorded")) is bool:
             self.recorded = event["recorded"]
-        elif self.is_history(event):
-            pass  # those who were here by then stood in the welcome
-        elif word == "join":
-            ended = [self.people[event["who"]]] if event["who"] in self.people else []  # of a leave that is missing
-            self.people[event["who"]] = event["n"]
-        elif word == "leave" and event["who"] in self.people:
-            ended = [self.people.pop(event["who"])]
-        elif word == "nick":
-            if event["who"] in self.people:
-                self.people[event["name"]] = self.people.pop(event["who"])
-            if event["who"] == self.name:
-                self.name = event["name"]
-        elif word == "end":
+        elif word in ("join", "leave", "nick"):
+            self._follow_mine(word, event)
+            ended = [] if self.is_history(event) else self._move(word, event)
+        elif word == "end" and not self.is_history(event):
             ended, self.people, self.over = list(self.people.values()), {}, True
         return ended
+
+    def _follow_mine(self, word, event):
+        if word == "join" and event["n"] == self.heard + 1:
+            self.mine = event["who"]
+        elif event["who"] == self.mine:
+            self.mine = {"leave": None, "nick": event.get("name")}.get(word, self.mine)
+            self.name = self.mine or self.name
+
+    def _move(self, word, event):
+        who, ended = event["who"], []
+        if word == "nick":
+            if who in self.people:
+                self.people[event["name"]] = self.people.pop(who)
+            return ended
+        if who in self.people:  # else its leave, or the join before this one, is missing
+            ended = [self.people.pop(who)] if word == "leave" else [self.people[who]]
+        if word == "join":
+            self.people[who] = event["n"]
+        return ended
+
+    def skip(self):
+        """Go on behind lines that are gone, in which anything may have happened."""
+        self.mine = self.name
 
     def is_history(self, event):
         """Whether this event was over when they came, and they were told of it afterwards."""
@@ -1800,7 +1875,7 @@ class View:
 
     def bar(self, recorded):
         """The text of the bar below the input line: the room, whether it is recorded, and who is here."""
-        people = ", ".join(map(clean_row, self.people))
+        people = ", ".join(map(clean_row, list(self.people)))  # another thread may be changing it
         return f" {clean_row(self.session['room'])} | {recorded} | {len(self.people)} here: {people}"
 
 
@@ -2173,13 +2248,12 @@ class Pipe:
 
     def _read(self):
         # Not through sys.stdin, whose lock a thread that never returns would hold at the end of the program.
-        raw, data, rest = getattr(sys.stdin.buffer, "raw", sys.stdin.buffer), True, b""
-        while data:
-            data = raw.read(READ_BYTES[1]) or b""
-            *lines, rest = (rest + data).split(b"\n")
-            if rest and not data:
-                lines.append(rest)
-            for line in lines:
+        raw = getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)
+        pieces = itertools.chain(iter(lambda: raw.read(READ_BYTES[1]) or b"", b""), [b"\n"])  # may lack at the end
+        for block in blocks(lambda size: next(pieces, b""), LINE_BYTES):
+            if block is None:
+                self.show([[("error", f"!! a line of the input has more than {LINE_BYTES:,} bytes, and was left out")]])
+            for line in (block or b"").split(b"\n")[:-1]:
                 self.space.acquire()  # or a large file would be in memory before it is said
                 self.typed.put(line.decode("utf-8-sig", "replace").rstrip("\r"))
         self.typed.put(None)
@@ -2683,8 +2757,7 @@ def open_room(name, log, history, max_people):
     room.log.resume(session, n, t, tail)
     room.fanout.recording = Recording(log, room.log.session_line, size)
     room.secrets = Secrets(session["id"])
-    known = room.secrets.keep()
-    room.secrets.begin_run(n)
+    known = room.secrets.keep(n)
     for who, seat, back in people:  # the server died with them inside
         room.ask(room.host, {"do": "gone", "who": who, "seat": seat, "back": back and known})
     room.flush()
@@ -2813,11 +2886,12 @@ class Console:
         self.screen.show(help_lines(CONSOLE_COMMANDS))
 
     def _who(self):
-        people = list(self.room.people.values())
+        with self.room.lock:
+            people, now = list(self.room.people.values()), self.room.log.seconds()
         self.say_here(f"{len(people)} here")
         for member in people:
-            self.screen.show([[(name_style(member.name), f"   {clean_row(member.name)}"),
-                               ("time", f" from {member.address}")]])
+            where = f" from {member.address}" if member.away is None else f" (no link for {now - member.away:.0f} s)"
+            self.screen.show([[(name_style(member.name), f"   {clean_row(member.name)}"), ("time", where)]])
 
     def _kick(self, name, reason="the host removed you"):
         self.ask("kick", to=name, text=reason)
@@ -2940,9 +3014,12 @@ def login_name():
 class Connection:
     """A client's end of the wire, from its connecting to its breaking or closing."""
 
-    # Any thread may send, since a queue takes the lines to the sender thread; only one may read `batches`.
+    # Any thread may send, since a queue takes the lines to the sender thread; only one may read `batches`. As on the
+    # server two socket objects stand on one descriptor, since the one that receives looks up each second: a link that
+    # brings nothing for long is dead, though its system may not know. The sender sees to it that something comes.
 
     def __init__(self, host, port):
+        self.until = time.monotonic() + CONNECT_SECONDS  # until the welcome has come
         try:
             self.sock = socket.create_connection((host, port), CONNECT_SECONDS)
         except (socket.gaierror, UnicodeError):
@@ -2952,6 +3029,11 @@ class Connection:
             raise ChatError(f"no chat answers at {host}:{port} ({reason}); check the address, and whether "
                             f"the server runs") from None
         tune(self.sock)
+        self.sock.settimeout(SILENCE_SECONDS)
+        self.reader = self.sock.dup()
+        self.reader.settimeout(1.0)
+        self.heard, self.idle = time.monotonic(), lambda: None  # when something came last; called while nothing does
+        self.had = 0  # the newest number of a reply
         self.outbox = queue.Queue()
         threading.Thread(target=self._write_lines, name="sender", daemon=True).start()
 
@@ -2960,21 +3042,47 @@ class Connection:
         self.outbox.put(encode({"do": do, **fields}))
 
     def _write_lines(self):
+        ping_at, line = time.monotonic() + PING_SECONDS, b""
         with contextlib.suppress(OSError):  # the receiver sees the same and tells it
-            for line in iter(self.outbox.get, None):
+            while line is not None:
                 self.sock.sendall(line)
+                now = time.monotonic()
+                try:
+                    line = self.outbox.get(timeout=max(0.0, ping_at - now))
+                except queue.Empty:
+                    line, ping_at = encode({"do": "ping", "had": self.had}), now + PING_SECONDS
+        self.end()
+
+    def _receive(self, size):
+        while True:
+            try:
+                data = self.reader.recv(size)
+            except socket.timeout:
+                data = None
+            now = time.monotonic()
+            if now > (self.until or self.heard + SILENCE_SECONDS):
+                raise socket.timeout
+            if data is not None:
+                self.heard = now
+                return data
+            self.idle()
 
     def batches(self):
         """Yield what arrives, as lists of (line, event), until the connection ends."""
         with contextlib.suppress(OSError):  # a broken connection ends like a closed one
-            for block in blocks(self.sock.recv, REPLY_BYTES):
+            for block in blocks(self._receive, REPLY_BYTES):
                 yield [_line_and_event(line) for line in (block or b"\n").split(b"\n")[:-1]]
 
-    def close(self):
-        """End the connection, which ends its threads."""
+    def end(self):
+        """Let nothing come or go any more, which wakes whoever waits for it."""
         self.outbox.put(None)
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self):
+        """End the connection, for the thread that reads it."""
+        self.end()
+        self.reader.close()
         self.sock.close()
 
 
@@ -2986,24 +3094,24 @@ def _line_and_event(line):
         return b"", remark(0.0, f"a line of the server made no sense: {error}")
 
 
-def enter(host, port, name):
+def enter(host, port, hello):
     """Connect and say hello; returns the connection, its batches, and the lines that opened them."""
-    # The time-out of connecting holds for the first two lines as well: what is no chat may say nothing at all.
+    # One time-out holds for all until the welcome: what is no chat may say nothing at all, or go on for ever.
     connection = Connection(host, port)
     batches, opening = connection.batches(), []
-    connection.send("hello", name=name)
+    connection.send("hello", **hello)
     try:
         for batch in batches:
-            opening += batch
+            opening += itertools.dropwhile(lambda pair: not opening and "here" in pair[1], batch)  # it may greet first
             words = [event.get("re", event.get("ev")) for line, event in opening[:2]]
             if words[:1] == ["error"]:
                 error = opening[0][1]
                 raise ChatError(clean_row(error["text"]), error["code"], error.get("name"))
             if words == ["welcome", "session"]:
                 check_version(opening[1][1])
-                connection.sock.settimeout(None)
+                connection.until = None
                 return connection, batches, opening
-            if words != ["welcome"]:
+            if words not in ([], ["welcome"]):
                 break
         raise ChatError(f"what answers at {host}:{port} is not a chat")
     except BaseException:
@@ -3012,7 +3120,7 @@ def enter(host, port, name):
 
 
 def take_free(error):
-    """Whoever gave no name, or loses one by a lost connection, takes what the server offers."""
+    """Whoever gave no name, or comes back when somebody has theirs, takes what the server offers."""
     if not error.name or type(error.name) is not str:
         raise error
     return error.name
@@ -3024,6 +3132,77 @@ def ask_again(error):
     return ask("Another name", clean_row(error.name) if type(error.name) is str else "")
 
 
+FINAL = "kicked", "elsewhere", "no-key"  # after such an error it is of no use to try again
+
+
+def pauses():
+    """Yield the seconds to wait before each next attempt to connect again: longer and longer, and never just alike."""
+    longest = RETRY_PAUSES[0]
+    while True:
+        yield longest * (1 + int.from_bytes(os.urandom(2), "big") / 65536) / 2
+        longest = min(2 * longest, RETRY_PAUSES[1])
+
+
+class Progress:
+    """How far somebody has come in a session, by its numbers."""
+
+    # `whole` is whether all is known that happened since they were in last: no event is missing; `told` whether all
+    # replies are known as well, which a server keeps for the same seat in the same run only. Both count until they
+    # have caught up, however often the link is lost meanwhile.
+
+    def __init__(self):
+        self.token = self.session = self.run = self.seat = None
+        self.last, self.had = -1, 0  # the newest n, and the newest number of a reply
+        self.expected, self.missing = None, 0  # the first n after coming back, and how many were missing before it
+        self.whole = self.told = True
+
+    def hello(self):
+        """What a hello tells of it."""
+        known = {"token": self.token, "session": self.session, "run": self.run, "last": self.last, "had": self.had}
+        return known if self.token else {}
+
+    def begin(self, welcome, session):
+        """Go on with what these two open; returns how many events that were seen are no longer true."""
+        same, before = session["id"] == self.session, self.last
+        run, seat = welcome.get("run"), welcome.get("seat")
+        if not same or (run, seat) != (self.run, self.seat):
+            self.told, self.had = False, 0
+        self.whole = self.whole and same
+        self.last = min(before, welcome.get("since", before)) if same else -1
+        self.expected = self.last + 1 if same else None
+        self.token, self.session, self.run, self.seat = welcome.get("token"), session["id"], run, seat
+        return before - self.last if same else 0
+
+    def is_new(self, event):
+        """Whether this event or reply has not come before; it has now."""
+        number, field = (event.get("n"), "last") if "ev" in event else (event.get("k"), "had")
+        if not COUNT.fits(number):
+            return True
+        before = getattr(self, field)
+        if number <= before:
+            return False
+        setattr(self, field, number)
+        if field == "last" and self.expected is not None:
+            self.missing, self.expected = number - self.expected, None
+            self.whole = self.whole and not self.missing
+        return True
+
+
+class Asked:
+    """A request of which it is not known yet what became of it."""
+
+    __slots__ = "line", "request", "when", "sent"
+
+    def __init__(self, line, request):
+        self.line, self.request = line, request  # what was entered for it, and what it asks
+        self.when, self.sent = time.monotonic(), False
+
+    def is_doubtful(self, progress):
+        """Whether nobody can tell any more what became of it, though all that can come has come."""
+        do = self.request["do"]
+        return self.sent and do != "who" and not (progress.whole and (progress.told or do != "tell"))
+
+
 class Link:
     """One person's tie to a room, which outlives the connections that carry it."""
 
@@ -3031,140 +3210,200 @@ class Link:
     # hands what arrives, and tells what becomes of it, by calling
     #
     #     person.arrive(welcome, session)   when a room has let them in, before anything else of it
-    #     person.take(batch)                with a list of (line, event), each event of the session once
-    #     person.lose(lines, error)         when it is lost, with the entered lines that got no answer; and when
-    #                                       joining again came to nothing: then with the reason
-    #     person.changed()                  when another thread than the person's has changed `state`
+    #     person.take(batch)                with a list of (line, event), each event and each reply once
+    #     person.skip(count, seen)          where so many lines are gone for good: that were seen, or never will be
+    #     person.give_back(lines)           with entered lines of which nobody can tell what became of them
+    #     person.lose(error)                when the connection is lost; with an error, for good
+    #     person.changed()                  when another thread than the person's has changed `state`, or time passes
     #
-    # Its life, and which thread brings about the changes:
+    # Its life; all but the first of these changes are the receiver's, a thread that lives as long:
     #
-    #     out        there was no connection yet                    -> in: `join`, the main thread
-    #     in         requests go out, a receiver thread takes in    -> over, lost: the receiver, at the end
-    #     over       it has ended as it was meant to                   nothing follows
-    #     lost       it has ended otherwise                         -> rejoining: `rejoin`, the main thread
-    #     rejoining  a thread of its own connects once more         -> in, lost: that thread
+    #     out       there was no connection yet            -> in: `join`, the main thread
+    #     in        requests go out                        -> lost, over
+    #     lost      a pause before the next attempt        -> trying: when it is over, or by `retry`
+    #     trying    it connects once more                  -> catching, lost, over
+    #     catching  what was missed comes in               -> in: when all of it has come; lost, over
+    #     over      it has ended as it was meant to, or it is of no use to go on
     #
-    # `parting` tells the two ends apart: it is set, and never taken back, by whoever knows that the room
-    # is left or over. `state` and `unconfirmed` change with `wakeup` held, and whoever waits for
-    # something is woken by it; all else belongs to the one thread that connects or receives.
+    # `parting` is set, and never taken back, by whoever knows that the room is left or over. `state` and
+    # `unconfirmed` change with `wakeup` held, and whoever waits for something is woken by it; all else belongs to
+    # the one thread that connects or receives.
     #
-    # Ids go on rising through all connections of a seat or of several. A request is unconfirmed until its
-    # id comes back, on the event that it became or on an error: an echo is the receipt. Nothing is sent
-    # a second time on its own, since a room does not tell by the id yet whether it has seen a request before.
+    # Ids go on rising through all connections. A request is unconfirmed until its id comes back, on the event that it
+    # became or on the reply to it. Whoever comes back is sent all that their seat said and was told meanwhile, and
+    # then the answer to a ping: what is unconfirmed by then was never carried out, and is sent again. Only where
+    # lines are gone for good, or a server died that had private lines on their way, can nobody tell.
 
-    def __init__(self, host, port, person):
-        self.host, self.port, self.person = host, port, person
+    def __init__(self, host, port, person, patience=float("inf")):
+        self.host, self.port, self.person, self.patience = host, port, person, patience
         self.state, self.parting = "out", False
-        self.wakeup = threading.Condition()
-        self.ids, self.unconfirmed = itertools.count(1), {}  # id: (the line that was entered, when)
-        self.session, self.n = None, -1  # the id of the session, and the newest number that came of it
+        self.wakeup, self.nudge = threading.Condition(), threading.Event()
+        self.ids, self.unconfirmed = itertools.count(1), {}  # id: Asked
+        self.progress = Progress()
+        self.mark = None  # the id of the ping that ends the catching up
+        self.try_at = 0.0  # when it connects again
         self.connection = self.receiver = None
 
     def join(self, name, choose_name):
         """Enter the room, under a name that `choose_name` chooses, if it is given, where this one is refused."""
-        entered = None
-        while not entered:
+        batches, opening = self._enter(name, choose_name)
+        self._settle()
+        self.receiver = threading.Thread(target=self._live, args=(batches, opening), name="receiver", daemon=True)
+        self.receiver.start()
+
+    def _enter(self, name, choose_name):
+        for attempt in range(NAME_TRIES):
             try:
-                entered = enter(self.host, self.port, name)
+                entered = enter(self.host, self.port, {"name": name, "back": True, **self.progress.hello()})
+                break
             except ChatError as error:
-                if not choose_name or error.code not in ("bad-name", "name-taken"):
+                if not choose_name or error.code not in ("bad-name", "name-taken") or attempt == NAME_TRIES - 1:
                     raise
                 name = choose_name(error)
         self.connection, batches, opening = entered
         (_, welcome), (_, session) = opening[:2]
-        if session["id"] != self.session:
-            self.session, self.n = session["id"], -1
-        self._change("in")
+        gone = self.progress.begin(welcome, session)
+        self.connection.had, self.connection.idle = self.progress.had, self.person.changed
         self.person.arrive(welcome, session)
-        self.receiver = threading.Thread(target=self._receive, args=(batches, opening), name="receiver", daemon=True)
-        self.receiver.start()
-
-    def rejoin(self, name):
-        """Enter the room again if the connection is lost; returns at once."""
-        if self.state == "lost":
-            self._change("rejoining")
-            threading.Thread(target=self._rejoin, args=(name,), name="rejoin", daemon=True).start()
-
-    def _rejoin(self, name):
-        try:
-            self.join(name, take_free)
-        except ChatError as error:
-            self.connection.close()  # a new one may be there, and only its recording have failed
-            self._change("lost")
-            self.person.lose([], error)
-        self.person.changed()
+        if gone:
+            self.person.skip(gone, True)
+        return batches, opening
 
     def _change(self, state):
         with self.wakeup:
             self.state = state
             self.wakeup.notify_all()
+        self.person.changed()
 
     # --- the receiver thread ---
 
+    def _live(self, batches, opening):
+        while batches:
+            try:
+                self._receive(batches, opening)
+            finally:
+                self.connection.close()
+            batches, opening = self._come_back()
+
     def _receive(self, batches, opening):
         busy = 0.0  # when something came last
-        try:
-            for batch in itertools.chain([opening], batches):
-                before = time.monotonic()
-                self.person.take([(line, event) for line, event in batch if self._take_number(event)])
-                if busy > before - 2 * GATHER_SECONDS:
-                    time.sleep(GATHER_SECONDS)  # what comes so fast is cheaper taken many at a time
-                busy = before
-        finally:
-            self._end()
+        for batch in itertools.chain([opening], batches):
+            before = time.monotonic()
+            news = [(line, event) for line, event in batch if self.progress.is_new(event)]
+            if self.progress.missing:
+                self.person.skip(self.progress.missing, False)
+                self.progress.missing = 0
+            self.person.take(news)
+            self.connection.had = self.progress.had
+            if any(event.get("re") == "pong" and event.get("id") == self.mark for line, event in news):
+                self._settle()
+            if busy > before - 2 * GATHER_SECONDS:
+                time.sleep(GATHER_SECONDS)  # what comes so fast is cheaper taken many at a time
+            busy = before
 
-    def _take_number(self, event):
-        # Whether this event is new: after a lost connection the history brings again what was seen.
-        n = event.get("n") if "ev" in event else None
-        if type(n) is not int:
-            return True
-        fresh, self.n = n > self.n, max(n, self.n)
-        return fresh
+    def _come_back(self):
+        # Connect again until it works or is of no use any more; returns what `_receive` needs.
+        until, error = time.monotonic() + self.patience, None
+        if not self.parting:
+            self.person.lose(None)
+        for pause in pauses():
+            self._pause(pause)
+            if self.parting or error and (error.code in FINAL or time.monotonic() >= until):
+                break
+            try:
+                self._change("trying")
+                entered = self._enter(self.person.name, take_free)
+                self._change("catching")
+                self.mark = self._next_id()
+                self.connection.send("ping", id=self.mark, had=self.progress.had)
+                return entered
+            except ChatError as trouble:
+                error = trouble
+                self.connection.close()  # a new one may be there, and only its recording have failed
+        self._change("over")
+        if not self.parting:
+            self.person.lose(error)
+        return None, None
 
-    def _end(self):
-        self.connection.close()
+    def _pause(self, seconds):
+        self.try_at = time.monotonic() + seconds
+        self._change("over" if self.parting else "lost")
+        while not (self.parting or self.nudge.wait(min(1.0, max(0.0, self.try_at - time.monotonic())))
+                   or time.monotonic() >= self.try_at):
+            self.person.changed()
+        self.nudge.clear()
+
+    def _settle(self):
+        # All that can be known of what was asked before is known now.
         with self.wakeup:
-            self.state = "over" if self.parting else "lost"
-            lines, self.unconfirmed = [line for line, when in self.unconfirmed.values()], {}
-            self.wakeup.notify_all()
-        if self.state == "lost":
-            self.person.lose(lines)
+            doubtful = [number for number, asked in self.unconfirmed.items() if asked.is_doubtful(self.progress)]
+            lines = [self.unconfirmed.pop(number).line for number in doubtful]
+            for asked in self.unconfirmed.values():
+                self._send(asked)
+            self.progress.whole = self.progress.told = True
+            self.mark, self.state = None, "in"
+        self.person.give_back(lines)
         self.person.changed()
 
     # --- what the person asks; any thread ---
 
+    def _next_id(self):
+        with self.wakeup:
+            return next(self.ids)
+
+    def _send(self, asked):
+        asked.sent, asked.when = True, time.monotonic()
+        self.connection.send(**asked.request)
+
     def request(self, line, do, **fields):
-        """Send a request; `line` is what was entered for it, until the answer is there."""
+        """Send a request, now or when there is a link; `line` is what was entered for it, until the answer is there."""
         with self.wakeup:
             number = next(self.ids)
-            self.unconfirmed[number] = line, time.monotonic()
-        self.connection.send(do, **fields, id=number)
+            asked = self.unconfirmed[number] = Asked(line, {"do": do, **fields, "id": number})
+            if self.state == "in":
+                self._send(asked)
 
     def confirm(self, number):
         """Note that this id has come back; returns the line that was entered for it, if it is one of ours."""
         with self.wakeup:
             self.wakeup.notify_all()
-            return self.unconfirmed.pop(number, ("",))[0]
+            asked = self.unconfirmed.pop(number, None)
+            return asked.line if asked else ""
 
     def unsent(self):
         """How many requests have waited so long for an answer that one should know."""
         late = time.monotonic() - UNSENT_SECONDS
-        return sum(when <= late for line, when in list(self.unconfirmed.values()))
+        return sum(asked.when <= late for asked in list(self.unconfirmed.values()))
+
+    def trouble(self):
+        """What is not as it should be, for people; empty if all is well."""
+        now = time.monotonic()
+        silent = now - self.connection.heard if self.connection else 0.0
+        return {"in": f"no answer for {silent:.0f} s" if silent > QUIET_SECONDS else "", "trying": "connecting",
+                "lost": f"no link, next try in {max(0.0, self.try_at - now):.0f} s", "catching": "catching up",
+                }.get(self.state, "leaving")
+
+    def retry(self):
+        """Connect again at once, if there is no link."""
+        if self.state == "lost":
+            self.nudge.set()
 
     def wait_for(self, condition, seconds=float("inf")):
-        """Wait until this holds, the connection ends or the time is over."""
+        """Wait until this holds, the link has ended or the time is over."""
         until = time.monotonic() + seconds
         with self.wakeup:
-            while self.state == "in" and not condition() and time.monotonic() < until:
+            while self.state != "over" and not condition() and time.monotonic() < until:
                 self.wakeup.wait(0.2)  # in slices: some systems do not interrupt a longer wait
 
     def leave(self):
         """Say goodbye, wait for the server's last line, and close the connection."""
         self.parting = True
-        if self.state == "in":
+        self.nudge.set()
+        if self.state in ("in", "catching"):
             self.connection.send("bye")
             self.wait_for(lambda: False, ACKNOWLEDGE_SECONDS)
-            self.connection.close()
+        if self.connection:
+            self.connection.end()
         if self.receiver:
             self.receiver.join(1.0)
 
@@ -3182,11 +3421,12 @@ class Client:
     # the other only reads, and to be a moment behind does no harm; so there is no lock.
     #
     # The same commands hold on a terminal and through a pipe, but only a person can be asked whether a bare
-    # "quit" is meant, and can join again; a script's lines wait for the server instead.
+    # "quit" is meant, and waits for a lost link as long as they like; a script's lines wait for the server instead.
 
     def __init__(self, host, port, log=None, times=TIMES[0]):
-        self.link, self.view = Link(host, port, self), View()
+        self.view = View()
         self.log, self.recording = log, None  # the file to record into; "" stands for a new one
+        self.lost = False  # whether there is no connection
         self.failure = None  # the sentence that a script should hear at the end
         self.line, self.asked = "", False  # entered last; whether it was the bare "quit" that is asked about
         # What the person likes:
@@ -3196,11 +3436,18 @@ class Client:
             self.take_line, self.prompt, self.status, self.complete, {"f2": self.change_times},
             " (they are in the recording)" if log is not None else "",
         ) or Pipe(sys.stdout, self.take_script_line)
+        self.link = Link(host, port, self, float("inf") if self.screen.attended else PATIENCE_SECONDS)
 
     # --- what the link calls ---
 
+    @property
+    def name(self):
+        """Who they are in the room."""
+        return self.view.name
+
     def arrive(self, welcome, session):
         """Begin with what a room tells first of all; another session is recorded into another file."""
+        self.lost = False
         before = self.view.session
         self.view.take(welcome)
         self.view.take(session)
@@ -3240,7 +3487,7 @@ class Client:
                 self._end_recording()
 
     def _is_mine(self, event):
-        return "ev" not in event or event.get("who") == self.view.name
+        return "ev" not in event or event.get("who") == self.view.mine
 
     def _is_hidden(self, event):
         if is_talk(event):
@@ -3254,13 +3501,13 @@ class Client:
 
     def _notice(self, event):
         # Keep up with what an event means for this person; most lines are just somebody else's words.
-        if event.get("ev") in ("say", "me") and event["who"] != self.view.name:
+        if event.get("ev") in ("say", "me") and event["who"] != self.view.mine:
             return
         word, answer, mine = event.get("ev"), event.get("re"), self._is_mine(event)
         self.view.take(event)
         if answer == "tell" and event["who"] != self.view.name:
             self.last_teller = event["who"]
-        elif answer == "error" and event["code"] in ("slow", "kicked"):
+        elif answer == "error" and event["code"] in FINAL:
             self.failure = clean_row(event["text"])
         if self.view.over or self.failure:
             self.link.parting = True
@@ -3270,17 +3517,32 @@ class Client:
         if line or word in ("join", "leave", "nick", "notice"):
             self.changed()
 
-    def lose(self, lines, error=None):
-        """Tell the person that there is no connection, and give back what may not have arrived."""
-        again = f"{error}; Enter tries again" if error else "the connection is lost; Enter joins again"
-        self.say_here(f"{again}, /quit leaves", "error")
-        for line in lines:
+    def skip(self, count, seen):
+        """Tell the person that so many lines are gone for good."""
+        self.view.skip()
+        lines = "1 line" if count == 1 else f"{count:,} lines"
+        self.say_here(f"{lines} that you saw are gone: the server has lost the end of its file" if seen else
+                      f"{lines} that you missed are gone for good", "error")
+
+    def give_back(self, lines):
+        """Tell the person of which lines nobody can tell whether they arrived."""
+        for line in filter(None, lines):
             self.say_here(f"this may not have arrived: {clean_row(line)}", "error")
             self.screen.give_back(line)
 
+    def lose(self, error):
+        """Tell the person that there is no connection; with an error, that there will be none."""
+        self.lost = True
+        if error:
+            self.failure = f"the connection was lost: {error}"
+            self.link.parting = True
+            self.changed()
+        elif self.screen.attended:
+            self.say_here("the connection is lost; what you enter waits for it, Enter tries at once", "error")
+
     def changed(self, seconds=0.0):
         """Have the screen show, now or so much later, what has become of the link; or end it."""
-        if self.link.parting or self.link.state == "lost" and not self.screen.attended:
+        if self.link.parting:
             self.screen.end()
         else:
             self.screen.refresh(seconds)
@@ -3290,9 +3552,8 @@ class Client:
     def take_line(self, text):
         """Do what a line from a terminal asks; returns False if it must stay in the input line."""
         word = text.strip().lower()
-        if self.link.state != "in" and word != "/quit":
-            self.link.rejoin(self.view.name)
-            return False
+        if not word:
+            return self.link.retry()
         asked, self.asked = self.asked, word in ("quit", "exit") and not self.asked
         if self.asked:
             return self.say_here("leave the room? y leaves, anything else stays")
@@ -3340,45 +3601,23 @@ class Client:
         self.set_times(TIMES[(TIMES.index(self.times) + 1) % len(TIMES)])
 
     def leave(self):
-        """Leave the room and close everything."""
+        """Leave the room and close everything; what was entered and is still on its way is told."""
         self.link.leave()
+        lines = [asked.line for asked in self.link.unconfirmed.values() if asked.line]
+        for line in lines:
+            self.say_here(f"this may not have arrived: {clean_row(line)}", "error")
+        if lines or self.lost:
+            self.failure = self.failure or ("the connection was lost" if self.lost else
+                                            "not all that was entered is known to have arrived")
         self._end_recording()
-
-    # --- the commands that are more than a request ---
-
-    def _help(self):
-        self.screen.show(help_lines(COMMANDS))
-
-    def _reply(self, text):
-        if not self.last_teller:
-            raise ChatError("nobody has told you anything yet")
-        self.request("tell", to=self.last_teller, text=text)
-
-    def _ignore(self, name):
-        self.ignored ^= {name_key(name)}
-        state = "hidden from you; the same again undoes it" if name_key(name) in self.ignored else "shown again"
-        self.say_here(f"{clean_row(name)} is {state}")
-
-    def _quiet(self, switch):
-        self.quiet = one_of(("on", "off"), switch) == "on"
-        self.say_here(f"who comes and goes is {'hidden' if self.quiet else 'shown'}")
-
-    def _ring(self, when):
-        self.bell = one_of(("on", "off", "all"), when)
-        self.say_here(f"bell: {when}")
-
-    def _quit(self):
-        self.link.parting = True
-        self.changed()
 
     # --- what the input line shows ---
 
     def prompt(self):
         """The text before the input line: who one is, and what is not as it should be."""
         unsent = self.link.unsent()
-        state = {"in": f" ({unsent} unsent)" if unsent else "", "lost": " (disconnected, Enter to rejoin)",
-                 "rejoining": " (joining)"}.get(self.link.state, " (leaving)")
-        return f"{self.view.name}{state}> "
+        state = ", ".join(filter(None, (self.link.trouble(), f"{unsent} unsent" if unsent else "")))
+        return f"{self.view.name}{f' ({state})' if state else ''}> "
 
     def status(self):
         """The text of the bar below: the room, who is here, and whether it is recorded."""
@@ -3388,7 +3627,41 @@ class Client:
 
     def complete(self, before):
         """What Tab makes of the text before the cursor."""
-        return complete(before, COMMANDS, self.view.people)
+        return complete(before, COMMANDS, list(self.view.people))
+
+
+# --- the commands ---
+
+
+def _help(client):
+    client.screen.show(help_lines(COMMANDS))
+
+
+def _reply(client, text):
+    if not client.last_teller:
+        raise ChatError("nobody has told you anything yet")
+    client.request("tell", to=client.last_teller, text=text)
+
+
+def _ignore(client, name):
+    client.ignored ^= {name_key(name)}
+    state = "hidden from you; the same again undoes it" if name_key(name) in client.ignored else "shown again"
+    client.say_here(f"{clean_row(name)} is {state}")
+
+
+def _quiet(client, switch):
+    client.quiet = one_of(("on", "off"), switch) == "on"
+    client.say_here(f"who comes and goes is {'hidden' if client.quiet else 'shown'}")
+
+
+def _ring(client, when):
+    client.bell = one_of(("on", "off", "all"), when)
+    client.say_here(f"bell: {when}")
+
+
+def _quit(client):
+    client.link.parting = True
+    client.changed()
 
 
 def _ask_for(do):
@@ -3397,18 +3670,22 @@ def _ask_for(do):
 
 
 COMMANDS = {
-    "help": Command("", "this list; begin a line with // to say something that begins with /", Client._help),
+    "help": Command("", "this list; begin a line with // to say something that begins with /", _help),
     "who": Command("", "who is here", _ask_for("who")),
     "me": Command("TEXT", "say what you do: * bob waves", _ask_for("me")),
     "tell": Command("NAME TEXT", "say something to one person only", _ask_for("tell")),
-    "r": Command("TEXT", "answer the last private line", Client._reply),
+    "r": Command("TEXT", "answer the last private line", _reply),
     "nick": Command("NAME", "take another name", _ask_for("nick")),
-    "ignore": Command("NAME", "hide what this person says, or show it again", Client._ignore),
-    "quiet": Command("on|off", "hide who comes, goes and is renamed", Client._quiet),
-    "bell": Command("on|off|all", "ring when you are called, never, or at every line", Client._ring),
+    "ignore": Command("NAME", "hide what this person says, or show it again", _ignore),
+    "quiet": Command("on|off", "hide who comes, goes and is renamed", _quiet),
+    "bell": Command("on|off|all", "ring when you are called, never, or at every line", _ring),
     "times": Command("short|long|off", "how times are shown; F2 goes round", Client.set_times),
-    "quit": Command("", "leave the room", Client._quit),
+    "quit": Command("", "leave the room", _quit),
 }
+
+
+def _interrupt():
+    raise KeyboardInterrupt
 
 
 def join(address="", name=None, log=None, times=TIMES[0]):
@@ -3417,19 +3694,22 @@ def join(address="", name=None, log=None, times=TIMES[0]):
     if log and os.path.exists(log):
         raise ChatError(f"{log} exists already; choose another name")
     client = Client(host, port, log, times)
+    signals = "SIGHUP", "SIGTERM", "SIGBREAK"
     try:
-        if client.screen.attended:
-            client.link.join(name or ask("Your name", login_name()), ask_again)
-            remember_address(address or "127.0.0.1")
-        else:
-            client.link.join(name or login_name(), take_free if name is None else None)  # a script keeps to its name
-        client.screen.run()
+        with signals_caught(signals, _interrupt):
+            if client.screen.attended:
+                client.link.join(name or ask("Your name", login_name()), ask_again)
+                remember_address(address or "127.0.0.1")
+            else:  # a script keeps to its name
+                client.link.join(name or login_name(), take_free if name is None else None)
+            with signals_caught(signals, client.screen.end):
+                client.screen.run()
     except KeyboardInterrupt:
         pass  # leaving is what it means
     finally:
         client.leave()
-    if client.failure or client.link.state == "lost":
-        raise ChatError(client.failure or "the connection was lost")
+    if client.failure:
+        raise ChatError(client.failure)
 
 
 # === replay =======================================================================================
@@ -3496,7 +3776,7 @@ class Tape:
             self.names.update(dict.fromkeys(event["people"]))
             self.viewer = self.viewer or (None if self.session else event["you"])
             self.own_names.append((i, event["you"]))
-            self.own_seats.append((i, event["n"] + 1))
+            self.own_seats.append((i, event.get("seat", event["n"] + 1)))
         elif word == "session" and not self.session and i < OPENING_LINES:
             check_version(event)
             self.session, self.session_at = event, i
@@ -4085,6 +4365,8 @@ def _page_event(event):
     if word not in _page_fields[kind]:
         return remark(event["t"], clean_row(describe(event)[:200]))
     known = {kind: word, **{field: event[field] for field in _page_fields[kind][word]}}
+    if word == "welcome":
+        known["n"] = min(event["n"], event.get("seat", event["n"] + 1) - 1)  # up to there it is history
     if type(event.get("text")) is str:  # which a leave may have
         known["text"] = event["text"]
     if event.get("recorded") is True:  # and a welcome

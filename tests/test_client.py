@@ -92,12 +92,18 @@ def test_who_is_removed_hears_why_and_exits_with_1(server, bob):
     assert "-- bob was removed: too loud" in out.decode()
 
 
-def test_a_lost_connection_ends_a_script_with_1(server, bob):
-    for guest in server.guests.copy():
-        guest.out.shutdown(socket.SHUT_RDWR)
-    assert bob.wait(helpers.SECONDS) == 1
-    assert bob.stderr.read() == b"chat.py: the connection was lost.\n"
-    assert b"-- the connection is lost" in bob.stdout.read()
+def test_a_script_outlives_a_lost_connection(server, bob):
+    cut_off(server)
+    out, err = bob.communicate(b"still here\n", timeout=15)
+    assert (bob.returncode, err) == (0, b"") and b"bob: still here\n" in out and b"lost" not in out
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGTERM"])
+def test_signals_end_a_script_politely(eve, bob, name):
+    bob.send_signal(getattr(signal, name))
+    assert bob.communicate(timeout=15)[1] == b"" and bob.returncode == 0
+    eve.expect(ev="leave", who="bob", why="left")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
@@ -167,47 +173,236 @@ def test_a_broken_line_of_a_server_is_told_and_the_rest_is_shown():
 class Somebody:
     """The person at a link, who only remembers what it told."""
 
-    def __init__(self):
-        self.events, self.lost, self.states = [], [], []
+    def __init__(self, server, patience=float("inf")):
+        self.events, self.told, self.states = [], [], []
+        self.view = chat.View()
+        self.link = chat.Link(*server.address, self, patience)
+
+    @property
+    def name(self):
+        return self.view.name
 
     def arrive(self, welcome, session):
-        self.states.append(self.link.state)
+        self.view.take(welcome)
+        self.view.take(session)
 
     def take(self, batch):
-        self.events += [event for line, event in batch]
+        for line, event in batch:
+            mine = "re" in event or event.get("who") == self.view.mine
+            self.view.take(event)
+            self.events.append(event)
+            if mine:
+                self.link.confirm(event.get("id"))
 
-    def lose(self, lines, error=None):
-        self.lost.append((lines, error))
+    def skip(self, count, seen):
+        self.view.skip()
+        self.told.append(("skip", count, seen))
+
+    def give_back(self, lines):
+        self.told += [("back", line) for line in lines]
+
+    def lose(self, error):
+        self.told.append(("lost", error and error.code))
 
     def changed(self):
-        self.states.append(self.link.state)
+        if self.states[-1:] != [self.link.state]:
+            self.states.append(self.link.state)
 
     def texts(self):
-        return [event["text"] for event in self.events if event.get("ev") == "say"]
+        return [event["text"] for event in self.events if event.get("ev") == "say" or event.get("re") == "tell"]
+
+    def see(self, *texts):
+        helpers.wait_for(lambda: self.texts() == [*texts], f"{texts}, but {self.texts()}")
+
+    def say(self, text):
+        self.link.request(text, "say", text=text)
 
 
-def test_a_link_comes_again_with_nothing_twice_and_gives_back_what_got_no_answer(server):
-    bob = Somebody()
-    bob.link = link = chat.Link(*server.address, bob)
-    link.join("bob", None)
-    link.request("one", "say", text="one")
-    helpers.wait_for(lambda: bob.texts() == ["one"], "the echo")
-    assert (link.confirm(1), link.confirm(1)) == ("one", "")
-    with server.room.fanout.baton:
-        before = server.room.log.n
-        link.request("two", "say", text="two")
-        helpers.wait_for(lambda: server.room.log.n > before, "it is said")
-        for guest in server.guests.copy():
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(chat, "RETRY_PAUSES", (0.01, 0.02))
+
+
+@pytest.fixture
+def link(server, quick):
+    """bob, inside, by a link that comes back at once."""
+    bob = Somebody(server)
+    bob.link.join("bob", None)
+    yield bob
+    bob.link.leave()
+
+
+def cut_off(server):
+    """Break all connections of a server."""
+    for guest in server.guests.copy():
+        with contextlib.suppress(OSError):
             guest.out.shutdown(socket.SHUT_RDWR)
-        helpers.wait_for(lambda: bob.states[-1] == "lost", "the loss")
-    assert bob.lost == [(["two"], None)]
-    helpers.wait_for(lambda: not server.room.people, "the room knows")
-    link.rejoin("bob")
-    helpers.wait_for(lambda: bob.texts() == ["one", "two"], "what was said meanwhile, and nothing again")
-    numbers = [event["n"] for event in bob.events if "ev" in event]
-    assert numbers == sorted(set(numbers))
-    link.leave()
-    assert bob.states[:3] == ["in", "lost", "in"] and link.state == "over"
+
+
+def test_a_link_comes_back_by_itself_and_nobody_notices(server, eve, link):
+    eve.expect(ev="join", who="bob")
+    link.say("one")
+    link.see("one")
+    cut_off_only(server, "bob")
+    helpers.wait_for(lambda: link.states[-5:] == ["in", "lost", "trying", "catching", "in"], "it is back")
+    link.say("two")
+    link.see("one", "two")
+    assert [line["ev"] for line in eve.until(ev="say", text="two")] == ["say", "say"]
+    numbers = [event["n"] for event in link.events if "ev" in event]
+    assert numbers == sorted(set(numbers)) and link.told == [("lost", None)]
+
+
+def cut_off_only(server, name):
+    server.room.people[name].out.shutdown(socket.SHUT_RDWR)
+
+
+def test_what_was_carried_out_is_not_said_again(server, link):
+    with server.room.fanout.baton:  # it is said, and the echo cannot come
+        before = server.room.log.n
+        link.say("one")
+        link.link.request("/tell bob psst", "tell", to="bob", text="psst")
+        link.link.request("/nick rob", "nick", name="rob")
+        helpers.wait_for(lambda: server.room.log.n == before + 2, "it is said")
+        cut_off_only(server, "rob")
+        helpers.wait_for(lambda: link.link.state != "in", "the loss")
+    helpers.wait_for(lambda: link.link.state == "in" and not link.link.unconfirmed, "all is confirmed")
+    link.say("two")
+    link.see("one", "psst", "two")
+    assert link.name == "rob" and server.room.log.n == before + 3
+
+
+def test_what_is_entered_meanwhile_waits_and_is_sent(server, link, monkeypatch):
+    monkeypatch.setattr(chat, "RETRY_PAUSES", (60, 60))
+    cut_off_only(server, "bob")
+    helpers.wait_for(lambda: link.link.state == "lost", "the loss")
+    for text in "123":
+        link.say(text)
+    assert re.fullmatch(r"no link, next try in [3-6]\d s", link.link.trouble())
+    link.link.retry()
+    link.see("1", "2", "3")
+    assert link.told == [("lost", None)] and link.link.trouble() == ""
+
+
+def test_a_script_gives_up_after_a_while(server, quick):
+    bob = Somebody(server, 0.1)
+    bob.link.join("bob", None)
+    server.stop()
+    bob.link.parting = False
+    bob.link.receiver.join(helpers.SECONDS)
+    assert bob.link.state == "over" and bob.told[0] == ("lost", None) and len(bob.told) == 2
+
+
+def test_from_elsewhere_with_the_same_token_ends_the_first(server, link):
+    other = helpers.Peer(server)
+    other.send(do="hello", name="x", back=True, token=link.link.progress.token)
+    assert other.expect_next(re="welcome")["you"] == "bob"
+    helpers.wait_for(lambda: link.events[-1].get("code") == "elsewhere", "it is told")
+    link.link.parting = True  # as a Client does then
+    other.say("it is me")
+    other.expect(ev="say", who="bob")
+    other.close()
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return tmp_path / "log.jsonl"
+
+
+@contextlib.contextmanager
+def run_of(place, port=0):
+    """One run of a server on this file; at the end it dies without a word."""
+    server = chat.Server(chat.open_room("lab", str(place), 50, 0), chat.listen("127.0.0.1", port), 0)
+    server.start()
+    try:
+        yield server
+    finally:
+        with server.room.fanout.baton:
+            server.room.fanout.recording.close()
+            server.room.fanout.recording = None
+        with server.room.lock:
+            server.room.host.left = True
+            for member in server.room.people.values():
+                member.left = True
+        server.listener.shutdown(socket.SHUT_RDWR)
+        server.listener.close()
+        cut_off(server)
+        helpers.wait_for(lambda: not server.guests, "it is dead")
+        server.caretaker.stop()
+
+
+def test_a_server_that_died_goes_on_with_everybody(place, quick):
+    with run_of(place) as server:
+        bob = Somebody(server)
+        bob.link.join("bob", None)
+        bob.say("one")
+        bob.see("one")
+        port = server.address[1]
+    bob.say("two")
+    with run_of(place, port) as server:
+        bob.see("one", "two")
+        with helpers.joined(server, "eve") as eve:
+            eve.send(do="who")
+            assert eve.expect(re="who")["people"] == ["bob", "eve"]
+        bob.link.leave()
+    events = helpers.read_file(open(place, "rb"))
+    assert [event["ev"] for event in events] == ["session", "join", "say", "say", "join", "leave", "leave"]
+    assert bob.told == [("lost", None)]
+
+
+def test_what_lay_behind_a_lost_end_is_told_and_new_numbers_count(place, quick):
+    with run_of(place) as server:
+        bob = Somebody(server)
+        bob.link.join("bob", None)
+        for text in "123":
+            bob.say(text)
+            bob.see(*"123"[:int(text)])
+        port = server.address[1]
+    with open(place, "rb+") as file:
+        file.truncate(sum(map(len, file.read().splitlines(True)[:3])))
+    with run_of(place, port) as server:
+        bob.say("new")
+        bob.see("1", "2", "3", "new")
+        bob.link.leave()
+    assert ("skip", 2, True) in bob.told
+
+
+def test_a_private_line_on_its_way_to_a_server_that_died_is_given_back(place, quick):
+    with run_of(place) as server:
+        bob = Somebody(server)
+        bob.link.join("bob", None)
+        with server.room.lock:  # it never gets so far
+            bob.link.request("/tell bob psst", "tell", to="bob", text="psst")
+            bob.say("aloud")
+            helpers.wait_for(lambda: bob.link.connection.outbox.empty(), "it is sent")
+            server.room.host.left = True
+            for member in server.room.people.values():
+                member.left = True
+        port = server.address[1]
+    with run_of(place, port):
+        bob.see("aloud")
+        bob.link.leave()
+    assert ("back", "/tell bob psst") in bob.told and len(bob.told) == 2
+
+
+def test_a_dead_link_is_noticed_though_nothing_tells_so(server, monkeypatch, quick):
+    monkeypatch.setattr(chat, "SILENCE_SECONDS", 1.5)
+    monkeypatch.setattr(chat, "PING_SECONDS", 0.5)
+    bob = Somebody(server)
+    bob.link.join("bob", None)
+    with server.room.fanout.baton:  # nothing comes any more
+        helpers.wait_for(lambda: bob.link.state != "in", "the loss")
+    helpers.wait_for(lambda: bob.link.state == "in", "the return")
+    bob.link.leave()
+
+
+def test_a_server_notices_a_dead_link_too(server, eve, monkeypatch):
+    monkeypatch.setattr(chat, "SILENCE_SECONDS", 0.3)
+    with helpers.Peer(server) as bob:
+        bob.send(do="hello", name="bob", back=True)
+        bob.expect(ev="join", who="bob")
+        helpers.wait_for(lambda: server.room.people["bob"].away is not None, "its silence is noticed")
+        assert bob.rest() == []
 
 
 # --- recording what one sees ---

@@ -5,7 +5,7 @@ import pytest
 
 import chat
 from helpers import Wire, ask, put, read_file
-from rooms import enter, newcomer, say, talk, taped_room, texts, words
+from rooms import enter, newcomer, open_up, say, talk, taped_room, texts, words
 
 
 class Sitter(chat.Member):
@@ -67,7 +67,6 @@ def test_just_what_was_missed_comes():
     bob2 = back(room, bob)
     say(room, ann, "6")
     assert texts(bob.out.lines()) == ["1", "2"] and texts(bob2.out.lines()) == ["3", "4", "5", "6"]
-    assert "gone" not in bob2.welcome
 
 
 def test_part_of_a_chunk_is_missed():
@@ -276,10 +275,45 @@ def test_what_memory_has_let_go_comes_from_the_file(log, monkeypatch):
     for number in range(500):
         say(room, ann, str(number))
     bob2 = back(room, bob)
-    assert texts(bob2.out.lines()) == [str(number) for number in range(500)] and "gone" not in bob2.welcome
+    assert texts(bob2.out.lines()) == [str(number) for number in range(500)]
 
 
-def test_what_is_nowhere_any_more_is_counted(monkeypatch):
+def test_what_is_in_the_file_is_read_only_as_it_can_be_sent(log, monkeypatch):
+    monkeypatch.setattr(chat, "KEEP_BYTES", 2000)
+    monkeypatch.setattr(chat, "LAG_BYTES", 300_000)
+    room = opened(log)
+    ann, bob = enter(room, "ann"), sitting(room, "bob")
+    lose(room, bob)
+    for number in range(500):
+        say(room, ann, f"{number}" + "x" * 2000)
+    member, request = chat.Member(Wire(0)), {"name": "bob", "back": True, "last": bob.seat,
+                                             "token": bob.welcome["token"], "run": bob.welcome["run"]}
+    room.find_missed(request)
+    ask(room, member, "hello", **request)
+    room.flush()
+    say(room, ann, "meanwhile")
+    assert member.lag.size(room.log.end) < 10_000 and member.away is None
+    while len(member.out.data) < 1_000_000:
+        open_up(room, member, 10_000)
+    ask(room, member, "bye")  # in the middle of it
+    open_up(room, member)
+    came = texts(member.out.lines())
+    assert [text.rstrip("x") for text in came] == [*map(str, range(500)), "meanwhile"]
+    assert member.out.lines()[-1]["ev"] == "leave"
+
+
+@pytest.mark.parametrize("n, found", [(-1, 0), (0, 1), (1, 2), (5, 6), (98, 99), (99, None), (10_000, None)])
+def test_a_number_is_found_in_a_long_file(tmp_path, n, found):
+    path = put(tmp_path / "x.jsonl", [{"ev": "say", "n": number, "t": 1.0, "who": "a", "text": "x" * (number * 7 % 300)}
+                                      for number in range(100)])
+    data = path.read_bytes()
+    assert chat.find_after(path, n) == (None if found is None else (data.index(b'"n":%d,' % found) - 12, found))
+    lines = data.splitlines(True)
+    for end in {50, 99, 100}:
+        assert b"".join(chat.read_between(path, 0, end)) == b"".join(lines[:end])
+
+
+def test_what_is_nowhere_any_more_shows_as_a_jump(monkeypatch):
     monkeypatch.setattr(chat, "KEEP_BYTES", 2000)
     room = taped_room()
     room.fanout.recording = None
@@ -288,8 +322,8 @@ def test_what_is_nowhere_any_more_is_counted(monkeypatch):
     for number in range(500):
         say(room, ann, str(number))
     bob2 = back(room, bob)
-    came = texts(bob2.out.lines())
-    assert 0 < len(came) < 100 and came[-1] == "499" and bob2.welcome["gone"] + len(came) == 500
+    came, numbers = texts(bob2.out.lines()), [line["n"] for line in bob2.out.lines() if "ev" in line]
+    assert 0 < len(came) < 100 and came[-1] == "499" and numbers[1] == room.log.n - len(came) + 1
 
 
 def killed(room):

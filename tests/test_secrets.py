@@ -13,9 +13,9 @@ def folder(monkeypatch, tmp_path):
     return tmp_path
 
 
-def kept(session="s1"):
+def kept(session="s1", n=0):
     secrets = chat.Secrets(session)
-    secrets.known = secrets.keep()
+    secrets.known = secrets.keep(n)
     return secrets
 
 
@@ -24,14 +24,13 @@ def test_a_token_is_good_for_its_seat_only():
     token = ours.token(7)
     assert ours.seat_of(token) == 7 and others.seat_of(token) is None
     for wrong in ("", "7", "7.", token[:-1], token + "0", "8" + token[1:], "07" + token[1:], "٧" + token[1:],
-                  "9" * 400 + token[1:], token.upper(), "7.й", " " + token):
+                  "9" * 400 + token[1:], "A" + token[1:], "7.й", " " + token, token + "\n"):
         assert ours.seat_of(wrong) is None, wrong
 
 
 def test_key_secret_and_runs_are_the_same_in_the_next_run(folder):
     first = kept()
-    first.begin_run(0)
-    second = kept()
+    second = kept(n=5)
     assert not first.known and second.known and second.run != first.run
     assert second.key == first.key and second.seat_of(first.token(3)) == 3
     assert kept("s2").seat_of(first.token(3)) is None
@@ -69,7 +68,6 @@ def test_damaged_ones_are_made_again(folder, damage):
 def test_without_a_folder_they_live_as_long_as_the_process(monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", os.devnull)
     secrets = kept()
-    secrets.begin_run(5)
     secrets.new_key()
     assert not secrets.known and secrets.seat_of(secrets.token(2)) == 2
 
@@ -77,8 +75,15 @@ def test_without_a_folder_they_live_as_long_as_the_process(monkeypatch):
 def test_what_a_run_said_stands_up_to_where_the_next_began(folder):
     runs = []
     for n in (0, 480, 470, 600):
-        secrets = kept()
-        secrets.begin_run(n)
+        secrets = kept(n=n)
         runs.append(secrets.run)
     assert [secrets.since(run) for run in runs] == [470, 470, 600, 1 << 53]
     assert secrets.since("unknown") == 600
+
+
+def test_a_seat_behind_a_lost_end_is_nobodys(folder):
+    first = kept()
+    token, lost = first.token(3), first.token(9)
+    second = kept(n=5)
+    assert second.seat_of(token) == 3 and second.seat_of(lost) is None
+    assert second.seat_of(second.token(9)) == 9

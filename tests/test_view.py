@@ -46,6 +46,18 @@ def test_each_event_changes_what_is_known(line, known):
     assert {field: getattr(view, field) for field in known} == known
 
 
+def test_only_what_they_say_from_their_seat_is_theirs():
+    view, mine = chat.View(), []
+    for line in ({"re": "welcome", "t": 6.0, "you": "bob", "n": 5, "people": ["bob"]}, SESSION,
+                 event("say", 5, who="bob", text="another bob's"), event("join", 6, who="bob", **{"from": 3}),
+                 event("nick", 7, who="bob", name="rob"), {"re": "welcome", "t": 9.0, "you": "rob", "n": 20, "seat": 6,
+                                                           "people": ["rob"]}, event("nick", 9, who="rob", name="x"),
+                 event("leave", 10, who="x", why="lost"), event("join", 11, who="x")):
+        view.take(line)
+        mine.append(view.mine)
+    assert mine == [None, None, None, "bob", "rob", "rob", "x", None, None] and view.heard == 5
+
+
 @pytest.mark.parametrize("lines, ended", [
     ([event("leave", 2, who="a")], [1]), ([event("join", 2, who="a")], [1]),
     ([event("nick", 2, who="a", name="b"), event("leave", 3, who="b")], [1]), ([event("leave", 2, who="b")], []),
