@@ -1229,7 +1229,7 @@ class Kept:
     __slots__ = "last", "lines", "size"
 
     def __init__(self):
-        self.last, self.lines, self.size = 0, collections.deque(), 0  # the newest k; (k, line, seat of who told it)
+        self.last, self.lines, self.size = 0, [], 0  # the newest k; (k, line, seat of who told it)
 
     def add(self, fields, teller=None):
         """Number and keep a reply; returns its line."""
@@ -1243,8 +1243,9 @@ class Kept:
 
     def let_go(self, had):
         """Forget what has come, up to this number."""
-        while self.lines and self.lines[0][0] <= had:
-            self.size -= len(self.lines.popleft()[1])
+        count = sum(k <= had for k, line, teller in self.lines)
+        self.size -= sum(len(line) for k, line, teller in self.lines[:count])
+        del self.lines[:count]
 
 
 class Work(collections.namedtuple("Work", "coming parting letters gone")):
@@ -1526,17 +1527,17 @@ class Room:
         self.ask(self.host, {"do": "notice", "text": text, "recorded": bool(recording)})
 
     def find_missed(self, request):
-        """Add to a hello what its sender has missed and is not in memory any more, as far as the file has it."""
+        """Where in the file what its sender has missed begins, as far as it is not in memory: (path, (offset, n))."""
         # The disk may be slow, so this is done by the one thread that needs it, before the room decides; and read
         # only piece by piece, when it can be sent.
         if self.seat_of(request) is None:
-            return
+            return None
         last, recording = self.last_of(request), self.fanout.recording
         with self.lock:
             place, first = self.log.after(last)
-        if first > last + 1 and recording:
-            with contextlib.suppress(OSError):
-                request["missed"] = recording.path, find_after(recording.path, last)
+        with contextlib.suppress(OSError):
+            found = find_after(recording.path, last) if first > last + 1 and recording else None
+            return (recording.path, found) if found and found[1] < first else None
 
     def seat_of(self, request):
         """The seat whose owner this hello comes from, by its token; None if it is not told, or not true."""
@@ -1675,10 +1676,10 @@ def _missed(room, request):
     # What somebody has missed: the lines that are only in the file, the place in the log where the others begin, and
     # the first n of all that. Where it jumps, lines are gone for good.
     place, first = room.log.after(room.last_of(request))
-    path, found = request.get("missed", (None, None))
-    if not found or found[1] >= first:
+    if not request.get("missed"):
         return (), place, first
-    return read_between(path, found[0], first), place, found[1]
+    path, (offset, n) = request["missed"]
+    return read_between(path, offset, first), place, n
 
 
 def _opening(room, member, request, people, seat):
@@ -1987,7 +1988,7 @@ def await_hello(room, member, arriving):
                 request = decode_request(line)
                 if request["do"] != "hello":
                     raise ChatError('say who you are first: {"do":"hello","name":"bob"}', "not-yet")
-                room.find_missed(request)
+                request["missed"] = room.find_missed(request)  # whatever a client may have called so
                 room.ask(member, request)
                 return lines[number + 1:]
             except ChatError as error:
@@ -3059,13 +3060,18 @@ class Connection:
                 data = self.reader.recv(size)
             except socket.timeout:
                 data = None
-            now = time.monotonic()
+            now, quiet = time.monotonic(), self.quiet()
             if now > (self.until or self.heard + SILENCE_SECONDS):
                 raise socket.timeout
+            self.heard = self.heard if data is None else now
+            if quiet > QUIET_SECONDS:
+                self.idle()
             if data is not None:
-                self.heard = now
                 return data
-            self.idle()
+
+    def quiet(self):
+        """For how many seconds nothing has come."""
+        return time.monotonic() - self.heard
 
     def batches(self):
         """Yield what arrives, as lists of (line, event), until the connection ends."""
@@ -3377,10 +3383,9 @@ class Link:
 
     def trouble(self):
         """What is not as it should be, for people; empty if all is well."""
-        now = time.monotonic()
-        silent = now - self.connection.heard if self.connection else 0.0
-        return {"in": f"no answer for {silent:.0f} s" if silent > QUIET_SECONDS else "", "trying": "connecting",
-                "lost": f"no link, next try in {max(0.0, self.try_at - now):.0f} s", "catching": "catching up",
+        wait, quiet = max(0.0, self.try_at - time.monotonic()), self.connection.quiet()
+        return {"in": f"no answer for {quiet:.0f} s" if quiet > QUIET_SECONDS else "",
+                "lost": f"no link, next try in {wait:.0f} s", "trying": "connecting", "catching": "catching up",
                 }.get(self.state, "leaving")
 
     def retry(self):

@@ -196,11 +196,28 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+LIMITED = """
+import os, sys
+sys.argv = sys.argv[2:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+import chat
+vars(chat).update({limits})
+sys.exit(chat.main())
+"""
+
+
+def limited(**limits):
+    """The command that runs chat.py with other limits, such as HOLD_SECONDS."""
+    return [sys.executable, "-c", LIMITED.replace("{limits}", repr(limits)), "-", chat.__file__]
+
+
 class Served:
     """`python chat.py serve --port 0 ...` in a process of its own, once it listens."""
 
-    def __init__(self, *options, python=sys.executable, bare=False, **settings):
+    def __init__(self, *options, python=sys.executable, bare=False, limits=None, **settings):
         program = [python, "-c", BARE_SYSTEM, chat.__file__] if bare else [python, chat.__file__]
+        if limits:
+            program = limited(**limits)
         self.process = subprocess.Popen(
             [*program, "serve", "--port", "0", *map(str, options)], stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",

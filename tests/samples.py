@@ -188,7 +188,7 @@ class Stage:
 
     def _open(self, who, *words):
         settings = {"HOME": str(self.folder), "XDG_STATE_HOME": str(self.folder), "TZ": self.scene.zone}
-        program = [sys.executable, chat.__file__]
+        program = helpers.limited(HOLD_SECONDS=0.0)  # whoever is killed in a scene is lost at once
         self.terminals[who] = terminal.Terminal([*program, *words], cwd=self.folder, env=settings)
 
     def _watch(self, seen, seconds):

@@ -36,7 +36,7 @@ def back(room, member, **fields):
                "last": max([line["n"] for line in lines if "ev" in line] + [0]),
                "had": max([line.get("k", 0) for line in lines]), **fields}
     again = Sitter(Wire())
-    room.find_missed(request)
+    request["missed"] = room.find_missed(request)
     ask(room, again, "hello", **request)
     room.flush()
     again.welcome = again.out.lines()[0]
@@ -288,7 +288,7 @@ def test_what_is_in_the_file_is_read_only_as_it_can_be_sent(log, monkeypatch):
         say(room, ann, f"{number}" + "x" * 2000)
     member, request = chat.Member(Wire(0)), {"name": "bob", "back": True, "last": bob.seat,
                                              "token": bob.welcome["token"], "run": bob.welcome["run"]}
-    room.find_missed(request)
+    request["missed"] = room.find_missed(request)
     ask(room, member, "hello", **request)
     room.flush()
     say(room, ann, "meanwhile")

@@ -10,6 +10,7 @@ import threading
 import pytest
 
 import chat
+import helpers
 from helpers import Peer, Served, Wire, joined, serving, wait_for
 
 
@@ -777,3 +778,13 @@ def test_where_it_does_not_pay_or_is_not_allowed_threads_stay_as_they_are(huddle
 
 def forbid(*arguments):
     raise PermissionError
+
+
+def test_what_a_client_calls_missed_is_no_file_to_read(server, tmp_path):
+    (tmp_path / "private").write_text('{"n":1}\nsecret\n')
+    with helpers.Peer(server) as bob, helpers.Peer(server) as again:
+        bob.send(do="hello", name="bob", back=True)
+        token = bob.expect(re="welcome")["token"]
+        again.send(do="hello", name="bob", back=True, token=token, missed=[str(tmp_path / "private"), [0, 1]])
+        again.settle()
+        assert b"secret" not in b"".join(again.heard)

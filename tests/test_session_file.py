@@ -24,8 +24,8 @@ def say(n, text="привет", t=None):
     return chat.encode({"ev": "say", "n": n, "t": n / 4 if t is None else t, "who": "юля", "text": text})
 
 
-def join(n, who):
-    return chat.encode({"ev": "join", "n": n, "t": n / 4, "who": who, "from": 0})
+def join(n, who, **more):
+    return chat.encode({"ev": "join", "n": n, "t": n / 4, "who": who, "from": 0, **more})
 
 
 def leave(n, who):
@@ -447,7 +447,7 @@ def test_the_newest_event_may_be_one_that_nobody_knows(path):
 def test_a_session_without_events_is_recovered(path):
     put(path, HEAD)
     session, n, t, people, tail, size = chat.recover(path)
-    assert (session, n, people, tail, size) == (SESSION, 0, {}, b"", len(HEAD))
+    assert (session, n, people, tail, size) == (SESSION, 0, [], b"", len(HEAD))
 
 
 def test_damaged_lines_are_passed_over(path):
@@ -462,13 +462,13 @@ def test_what_is_torn_or_bears_no_number_is_no_history(path, end):
 
 
 def test_people_who_were_inside_are_recovered_with_their_seats(path):
-    put(path, HEAD, join(1, "юля"), join(2, "bob"), join(3, "ann"), leave(4, "bob"), nick(5, "ann", "eve"))
-    assert chat.recover(path)[3] == {"юля": 1, "eve": 3}
+    put(path, HEAD, join(1, "юля"), join(2, "bob"), join(3, "ann", back=True), leave(4, "bob"), nick(5, "ann", "eve"))
+    assert chat.recover(path)[3] == [("юля", 1, False), ("eve", 3, True)]
 
 
 def test_nobody_is_inside_after_the_end(path):
     put(path, HEAD, join(1, "юля"), end(2))
-    assert chat.recover(path)[3] == {}
+    assert chat.recover(path)[3] == []
 
 
 @pytest.mark.parametrize("lines, people", [
