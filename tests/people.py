@@ -48,7 +48,6 @@ class Witness(chat.Client):
         with mock.patch.object(chat, "open_screen", lambda *rest: Glass(reads)):
             super().__init__(*address[:2], **options)
         self.taken, self.typed, self.stayed = [], [], []
-        hurry(self.link)
 
     def take(self, batch):
         """Remember a batch, and take it."""
@@ -93,8 +92,14 @@ class Witness(chat.Client):
         return fates
 
 
-def hurry(link):
-    """Have a link come back at once, where it can."""
+@contextlib.contextmanager
+def hurried(pauses=(0.01, 0.1)):
+    """Within, clients come back almost at once, and none of their threads dies."""
+    died = []
+    with mock.patch.object(chat, "RETRY_PAUSES", pauses), mock.patch.object(
+            threading, "excepthook", lambda trouble: died.append(repr(trouble.exc_value))):
+        yield
+    assert not died, f"a thread died: {died[:3]}"
 
 
 @contextlib.contextmanager
