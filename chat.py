@@ -28,7 +28,8 @@ The rules of the house:
     1. A section names only what stands above it.
     2. The lock guards log and people, and is never held over a disk, a socket, a terminal, a sleep.
     3. The baton goes to one thread at a time. Its holder alone writes the recording and sends on or
-       closes a member's socket. Readers only try for it; nobody takes it while holding the lock.
+       closes a member's socket. Readers only try for it, and wait for it only before they say more
+       than memory should hold; nobody takes it while holding the lock.
     4. A socket has one reader thread, and only that thread receives from it.
     5. Only the log gives events their number and time, and only `decide` lets it. Input is checked once, at
        the door; inside everything is trusted.
@@ -105,6 +106,8 @@ HISTORY_STRETCH = 10  # ... looking at most so many times as many events back
 HISTORY_BYTES = 256 << 10  # ... and so much, since everybody who comes is sent it; less than KEEP_BYTES
 KEEP_BYTES = 1 << 20  # of the log kept in memory, for newcomers and the console
 LAG_BYTES = 8 << 20  # what may wait for one member; more means that it has stopped reading
+PENDING_BYTES = 1 << 20  # what may wait for the next round, as it does while a disk stalls
+PARDON_SECONDS = 60.0  # after that, in which twice as much may wait for a member: nobody could be sent anything
 FAREWELL_SECONDS = 5.0  # for what a leaving member is still to be sent
 ENDING_SECONDS = 1.4  # the same when the whole room ends: within two seconds all is over
 ROUNDS = 50  # that one reader may carry out in a row, before its own socket waits too long
@@ -113,6 +116,7 @@ HELLO_SECONDS = 30.0  # to say who one is; a thread waits for it
 READ_BYTES = 1024, 64 << 10  # recv takes the first even while it waits; it grows while it is filled
 IDLE_SECONDS = 2e6  # three weeks: the longest time-out that every system can count
 
+AGAIN_SECONDS = 0.05  # between attempts of the caretaker
 CROWD = 300  # times a second that somebody has something new: by RATE, that many talk, or arrive, at once
 CROWD_SECONDS = 0.1  # between two looks at that
 RATE = 50  # requests per second and person: nobody types so fast, scripts may
@@ -135,6 +139,7 @@ SAMPLES = {"demo": ("sample-lab.jsonl", "a lab on sockets, in Russian"),  # sess
            "demo-en": ("sample-class.jsonl", "a class in three parts, in English")}
 LISTED_SEATS = 30  # in an error message, which is to be one sentence
 LISTED_BYTES = 8 << 20  # of a recording that is read whole to be listed: a fraction of a second
+LAST_N, LAST_T = 1 << 52, 9e10  # of a session that may go on: half of the numbers that fit, and nearly all seconds
 OPENING_LINES = 100  # of a file, among which its session line must be
 RETRY_SECONDS = 1.0  # between attempts to record again
 RUNS = 100  # of a server, in one session, that are told apart
@@ -147,7 +152,10 @@ NAME_TRIES = 5  # until a server that refuses every name is left alone
 SILENCE_SECONDS = 24.0  # without any, after which a link is dead: both ends are to know within 30
 KEPT_BYTES = 1 << 20  # of replies that wait for somebody, until they are known to have come
 BACKLOG_BYTES = 1 << 20  # of lines kept for the recording while it fails: minutes of talk
+SYNC_SECONDS = 1.0  # until what is recorded survives a power cut, too
+STALL_SECONDS = 0.1  # a write that takes longer is that of a disk that stalls
 
+FAULT_SECONDS = 1.0  # between two lines on the console about what went wrong in this program
 CONSOLE_LINES = 100  # shown per batch; the rest of a flood is counted
 CONSOLE_SECONDS = 0.1  # between batches
 SCREEN_SECONDS = 0.04  # between batches above an input line: fewer are choppy, more cost keys
@@ -670,88 +678,154 @@ def _lock_file(descriptor):
             raise ChatError("another server is recording into this file") from None
 
 
+def reason_of(error):
+    """What the system calls this error, else its type: never what it was about, which may be somebody's words."""
+    return getattr(error, "strerror", None) or type(error).__name__
+
+
 class Recording:
     """The one writer of a session file: it holds whole lines at every moment, even on a full disk."""
 
     # Nobody is shown a line before it is here, so writing is part of every round, and a failure must cost no more
-    # than a moment: what could not be written is kept, up to a limit, and tried again each second. What had to
-    # be let go shows as a jump in n. A file that somebody removes is another matter: it is said to be gone, and
-    # closed, which is what gives the disk its space back; nobody is put off with one that nobody will find.
+    # than a moment: what could not be written is kept, up to a limit, and tried again each second, as much of it as
+    # fits. What had to be let go shows as a jump in n.
     #
-    # Called only by the holder of the baton, or by a client's one receiver thread.
+    # A file that somebody removes is said to be gone, and closed, which is what gives the disk its space back; nobody
+    # is put off with one that nobody will find. A file that somebody else writes into, cuts or empties is theirs, too:
+    # that is told, once, nothing of it is overwritten or taken away, and the recording goes on behind it, on a line of
+    # its own and after its head if nothing else is there.
+    #
+    # `write` and `close` are called only by the holder of the baton, or by a client's one receiver thread. A thread of
+    # its own waits until the disk has made lines last, which may take seconds, and alone closes the file.
 
-    def __init__(self, path, head=b"", size=None):
-        self.path, self.size = path, size or 0
-        self.backlog, self.failing, self.retry_at = collections.deque(), False, 0.0
-        self.gone = False
+    def __init__(self, path, head=b"", new=True):
+        self.path, self.head = path, head
+        self.backlog = b""  # what is not in the file yet
+        self.failing, self.retry_at = False, 0.0
+        self.stalled = float("-inf")  # when the last write was over that took long
+        self.gone = self.shared = self.closed = False
+        self.called, self.unsynced = threading.Event(), None  # to sync now; what is to be told about that
+        self.thread = threading.Thread(target=self._keep_synced, name="sync", daemon=True)
         try:
-            flags = (os.O_EXCL | os.O_CREAT if size is None else 0) | os.O_RDWR | os.O_APPEND
-            self.descriptor = os.open(path, flags | getattr(os, "O_BINARY", 0), 0o600)
-            _lock_file(self.descriptor)
-            self._set_aside_torn()
-            if not self.size:
-                self._append(head)
+            with contextlib.ExitStack() as undo:
+                flags = os.O_CREAT | os.O_RDWR | os.O_APPEND | getattr(os, "O_BINARY", 0)
+                self.descriptor = os.open(path, flags | (os.O_EXCL if new else 0), 0o600)
+                undo.callback(os.close, self.descriptor)
+                _lock_file(self.descriptor)
+                self.size = self.end = os.fstat(self.descriptor).st_size  # of whole lines; with what is half written
+                if not self.size:
+                    self.backlog = head
+                    self._append()
+                self.thread.start()
+                undo.pop_all()
         except FileExistsError:
             raise ChatError(f"{path} exists already; choose another name") from None
-        except OSError as error:
-            raise ChatError(f"cannot record into {path}: {error.strerror}") from None
+        except (OSError, RuntimeError) as error:
+            raise ChatError(f"cannot record into {path}: {reason_of(error)}") from None
 
-    def _set_aside_torn(self):
-        # What a server that died could not finish writing is no line, but may be somebody's words.
-        torn = os.fstat(self.descriptor).st_size - self.size
-        if torn:
-            os.lseek(self.descriptor, self.size, os.SEEK_SET)
-            with open(self.path + ".torn", "ab") as aside:
-                aside.write(os.read(self.descriptor, torn))
-            os.ftruncate(self.descriptor, self.size)
+    def go_on(self, size, head):
+        """Go on behind so many bytes of whole lines, in a file that had this head."""
+        # What a server that died could not finish writing is no line, but may be somebody's words. There may be more of
+        # it than memory should hold.
+        if os.fstat(self.descriptor).st_size > size:
+            os.lseek(self.descriptor, size, os.SEEK_SET)
+            with open(self.path + ".torn", "ab", opener=lambda path, flags: os.open(path, flags, 0o600)) as aside:
+                for piece in iter(lambda: os.read(self.descriptor, INDEX_BYTES), b""):
+                    aside.write(piece)
+                aside.flush()
+                os.fsync(aside.fileno())
+            os.ftruncate(self.descriptor, size)
+        self.head, self.size, self.end = head, size, size
 
-    def _append(self, data):
-        done = 0
+    def _append(self):
+        # As much as the disk takes, in whole lines; half a one is taken back, at once or by the next attempt.
+        data, done = self.backlog, 0
         try:
             while done < len(data):
                 done += os.write(self.descriptor, data[done:] if done else data)
-        except OSError:
-            with contextlib.suppress(OSError):  # then the next attempt cuts it
-                os.ftruncate(self.descriptor, self.size)
-            raise
-        self.size += done
+        finally:
+            whole = done if done == len(data) else data.rfind(b"\n", 0, done) + 1
+            self.size, self.end, self.backlog = self.size + whole, self.end + done, data[whole:]
+            if whole < done:
+                with contextlib.suppress(OSError):
+                    self._take_back()
+
+    def _take_back(self):
+        if self.end > self.size:
+            os.ftruncate(self.descriptor, self.size)
+            self.end = self.size
+
+    def _look(self):
+        # Whether the file is still as we left it; returns what is to be told about that.
+        found = os.fstat(self.descriptor)
+        self.gone = not found.st_nlink
+        if self.gone:
+            return "the file of the recording is gone, and nothing is recorded any more"
+        if found.st_size == self.end:
+            return self._take_back()
+        self.size = self.end = found.st_size
+        os.lseek(self.descriptor, max(0, self.end - 1), os.SEEK_SET)
+        last = os.read(self.descriptor, 1)
+        if last != b"\n":
+            self.backlog = (b"\n" if last else self.head) + self.backlog
+        told, self.shared = self.shared, True
+        return None if told else "somebody else changed the file of the recording, which goes on behind what is there"
 
     def write(self, lines):
-        """Append whole lines; returns a sentence when recording begins to fail, works again or is over."""
-        now = time.monotonic()
-        if self.failing and now < self.retry_at:
-            return self._keep(lines)
+        """Append whole lines; returns a sentence when recording begins to fail, works again, is over or not alone."""
+        began, was, news = time.monotonic(), self.failing, []
+        self.backlog += lines
+        if self.closed or was and began < self.retry_at:
+            return self._let_go()
         try:
-            self.gone = not os.fstat(self.descriptor).st_nlink
-            if self.gone:
-                return "the file of the recording is gone, and nothing is recorded any more"
-            if self.failing:
-                os.ftruncate(self.descriptor, self.size)
-            self._append(b"".join([*self.backlog, lines]))
-        except OSError as error:
-            self._keep(lines)
-            self.retry_at, was, self.failing = now + RETRY_SECONDS, self.failing, True
-            return None if was else f"recording failed ({error.strerror}); it is tried again each second"
-        if not self.failing:
-            return None
-        self.backlog.clear()
-        self.failing = False
-        return "recording works again"
+            news.append(self._look())
+            if not self.gone:
+                self._append()
+                self.failing = False
+                news.append("recording works again" if was else None)
+        except Exception as error:  # whatever it is, it must not keep the lines from those who wait for them
+            self.failing = True
+            news.append(None if was else f"recording failed ({reason_of(error)}); it is tried again each second")
+            self._let_go()
+        now = time.monotonic()
+        self.retry_at, self.stalled = now + RETRY_SECONDS, now if now - began > STALL_SECONDS else self.stalled
+        if b'{"ev":"mark"' in lines:
+            self.called.set()
+        news.append(self.unsynced)
+        self.unsynced = None
+        return "; ".join(filter(None, news)) or None
 
-    def _keep(self, lines):
-        if lines:
-            self.backlog.append(lines)
-        while sum(map(len, self.backlog)) > BACKLOG_BYTES:
-            self.backlog.popleft()
+    def _let_go(self):
+        excess = len(self.backlog) - BACKLOG_BYTES
+        if excess > 0:  # of the oldest lines, as many as are too many
+            self.backlog = self.backlog[self.backlog.find(b"\n", excess - 1) + 1:]
+
+    def _keep_synced(self):
+        synced, failing, over = 0, False, False
+        while not over:
+            self.called.wait(SYNC_SECONDS)
+            self.called.clear()
+            over = self.closed
+            if synced == self.end or self.gone:
+                continue
+            synced, before = self.end, failing
+            try:
+                os.fsync(self.descriptor)
+                failing = False
+            except Exception as error:  # after which a system may forget these lines, and call the next try a success
+                failing = True
+                if not before:
+                    self.unsynced = f"what was recorded last may not survive a power cut ({reason_of(error)})"
+        os.close(self.descriptor)
 
     def close(self):
-        """Write what still can be, make it last, and close."""
+        """Write what still can be, and have it made last and closed, which is waited for if it does not take long."""
         if self.failing and not self.gone:
             self.retry_at = 0.0
             self.write(b"")
-        with contextlib.suppress(OSError):  # a file that cannot be synced is still as complete as it gets
-            os.fsync(self.descriptor)
-        os.close(self.descriptor)
+        self.closed = True
+        self.called.set()
+        self.thread.join(SYNC_SECONDS)
 
 
 def remark(t, text):
@@ -1226,9 +1300,10 @@ class Kept:
     # Each bears a number k, and whoever comes back tells the newest that they have had. What is too much is let go,
     # the oldest first: while a link stands, those have come long ago; without one, no more is taken.
 
-    __slots__ = "last", "lines", "size"
+    __slots__ = "sure", "last", "lines", "size"
 
     def __init__(self):
+        self.sure = False  # whether they have answered the welcome, and so have the token
         self.last, self.lines, self.size = 0, [], 0  # the newest k; (k, line, seat of who told it)
 
     def add(self, fields, teller=None):
@@ -1251,9 +1326,30 @@ class Kept:
 class Work(collections.namedtuple("Work", "coming parting letters gone")):
     """What the next round has to do besides sending what is new, in this order."""
 
-    # (newcomer, what comes first, as far as it is not in memory, the place in the log from which on it is sent all); (leaver, the place where its log ends or
-    # None for where it is, its last line); (member, a line for it alone, after all that is in the log by now);
-    # members that have left and whose reader is gone.
+    # (newcomer, its first lines, what then comes from the file, the place in the log from which on it is sent all);
+    # (leaver, the place where its log ends or None for where it is, its last line); (member, a line for it alone, after
+    # all that is in the log by now); members that have left and whose reader is gone.
+
+    def size(self):
+        """How many bytes it holds, about."""
+        return sum(len(line) for _, line, *_ in self.letters + self.coming)
+
+
+class Bell(threading.Event):
+    """What wakes the console: something was said, or something went wrong, of which nobody else is told."""
+
+    def __init__(self):
+        super().__init__()
+        self.faults, self.told = collections.deque(), float("-inf")
+
+    def fail(self, error):
+        """Have the host told what kind of thing went wrong, nothing of what it was about, and not too often."""
+        now = time.monotonic()
+        if now - self.told >= FAULT_SECONDS:
+            self.told = now
+            self.faults.append(f"something went wrong ({type(error).__name__}): it cost one connection or one line, "
+                               "and the rest goes on")
+            self.set()
 
 
 class Fanout:
@@ -1268,7 +1364,7 @@ class Fanout:
     def __init__(self, lock, log, ask):
         self.lock, self.log, self.ask = lock, log, ask
         self.wake = lambda: None  # calls the caretaker, if there is one
-        self.spoken = threading.Event()  # set after each round with something new, for the console
+        self.spoken = Bell()  # set after each round with something new, for the console
         self.baton = threading.Lock()
         # Under the lock:
         self.work = Work([], [], [], [])
@@ -1298,40 +1394,60 @@ class Fanout:
                 return
             try:
                 self._round()
+            except Exception as error:  # before anything was taken on: there was no memory for the chunk
+                self.spoken.fail(error)
+                time.sleep(PAUSE_SECONDS)
             finally:
                 self.baton.release()
         if self.unsent:
             self.wake()  # a reader has a socket of its own to read; the caretaker goes on
 
+    def spare(self, member, step, *arguments):
+        """Take a step that is about one member, or none, so that whatever it raises costs nobody else anything."""
+        # For in a round that stopped halfway, those whom it had not come to would be in step, with a gap.
+        try:
+            step(*arguments)
+        except Exception as error:
+            self.spoken.fail(error)
+            with contextlib.suppress(Exception):  # its reader, or its next turn, sees to the rest
+                if member:
+                    self._break(member)
+
     def _round(self):
         with self.lock:
-            self.unsent = False
             before, chunk = self.log.tail, self.log.seal()
-            work, self.work = self.work, Work([], [], [], [])
-        for member, opening, place in work.coming:
-            self._welcome(member, opening, place)
+            work, self.work, self.unsent = self.work, Work([], [], [], []), False
+        for member, *arriving in work.coming:
+            self.spare(member, self._welcome, member, *arriving)
         if chunk:
-            self._record(chunk.data)
+            self.spare(None, self._record, chunk.data)
         for member, place, last in work.parting:
-            self._part(member, before, place, last)
+            self.spare(member, self._part, member, before, place, last)
         if chunk:
             self._fan_out(chunk)
         for member, letter in work.letters:
-            self._post(member, letter)
+            self.spare(member, self._post, member, letter)
         for member, *_ in work.coming + work.parting:
-            self.push(member)
+            self.spare(member, self.push, member)
         for member in work.gone:
-            self._bury(member)
-        for member in [member for member in self.lagging if member.lag.size(self.log.tail.end) > LAG_BYTES]:
-            self.ask(member, {"do": "lose", "why": "slow",
-                              "text": "you were too slow to take what was said here, and were cut"})
+            self.spare(member, self._bury, member)
+        if self.lagging:
+            self._cut_slow()
         if chunk:
             self.spoken.set()
 
-    def _welcome(self, member, opening, place):
+    def _cut_slow(self):
+        pardoned = self.recording and time.monotonic() - self.recording.stalled < PARDON_SECONDS
+        end, most = self.log.tail.end, LAG_BYTES * (2 if pardoned else 1)
+        for member in [member for member in self.lagging if member.lag.size(end) > most]:
+            self.spare(member, self.ask, member, {
+                "do": "lose", "why": "slow", "text": "you were too slow to take what was said here, and were cut"})
+
+    def _welcome(self, member, opening, missed, place):
         # The chain is left where the history begins; only a round's beginning changes what is kept of it.
         chunk = next(chunk for chunk in reversed(self.log.kept) if chunk.start <= place)
-        self._start_lag(member, chunk, memoryview(chunk.data)[place - chunk.start:], missed=opening)
+        self._start_lag(member, chunk, memoryview(chunk.data)[place - chunk.start:],
+                        missed=itertools.chain([opening], missed))
 
     def _start_lag(self, member, chunk, *pieces, missed=()):
         self.instep.pop(member, None)
@@ -1346,7 +1462,6 @@ class Fanout:
             self.recording = None
         if trouble:
             self.ask(None, {"do": "notice", "text": trouble, "recorded": False if recording.gone else None})
-            self.wake()  # the caretaker tries again, even if nobody says anything
 
     def _part(self, member, before, place, last):
         if member in self.instep:
@@ -1370,14 +1485,20 @@ class Fanout:
                 sent = 0
             except OSError:
                 sent = -1
+            except Exception as error:
+                sent = -1
+                self.spoken.fail(error)
             if sent != size:
                 late.append((member, sent))
         for member, sent in late:
-            if sent < 0:
-                self._break(member)
-            else:
-                self._start_lag(member, chunk, memoryview(data)[sent:])
-                self._watch(member)
+            self.spare(member, self._fall_behind, member, chunk, sent)
+
+    def _fall_behind(self, member, chunk, sent):
+        if sent < 0:
+            self._break(member)
+        else:
+            self._start_lag(member, chunk, memoryview(chunk.data)[sent:])
+            self._watch(member)
 
     def _post(self, member, letter):
         if member.lag:
@@ -1418,11 +1539,13 @@ class Fanout:
         self.instep.pop(member, None)
         self.lagging.pop(member, None)
         member.lag = None
-        self.ask(member, {"do": "lose", "why": "lost"})
-        if member.reader_gone:
-            self._bury(member)
-        else:
-            self._shut(member, socket.SHUT_RDWR)  # wakes its reader, who sees to the rest
+        try:
+            self.ask(member, {"do": "lose", "why": "lost"})
+        finally:
+            if member.reader_gone:
+                self._bury(member)
+            else:
+                self._shut(member, socket.SHUT_RDWR)  # wakes its reader, who sees to the rest
 
     def _shut(self, member, how):
         with contextlib.suppress(OSError):  # the other side may have been faster
@@ -1445,10 +1568,11 @@ class Fanout:
         now = time.monotonic()
         for member in [member for member, until in self.farewells.items() if until <= now]:
             del self.farewells[member]
-            self._break(member)
+            self.spare(member, self._break, member)
         dues = [min(self.farewells.values()) - now] if self.farewells else []
-        if self.recording and self.recording.failing:
-            self._record(b"")
+        if self.recording:
+            if self.recording.failing or self.recording.unsynced:
+                self.spare(None, self._record, b"")
             dues.append(RETRY_SECONDS)
         return min(dues) if dues else None
 
@@ -1471,7 +1595,7 @@ class Room:
         self.lock = threading.Lock()
         self.log = Log(name)
         self.fanout = Fanout(self.lock, self.log, self.ask)
-        self.flush = self.fanout.flush
+        self.flush, self.fail = self.fanout.flush, self.fanout.spoken.fail
         self.people = {}  # name key: member, in the order of their coming
         self.seats = {}  # seat: member, of those who can come back
         self.held = {}  # the same, of those whose link is lost, in the order of their losing it
@@ -1518,10 +1642,12 @@ class Room:
 
     def record(self, recording):
         """Begin or, with None, stop to write the log into a file, and tell everyone."""
-        with self.fanout.baton:  # its holder alone writes
-            before, self.fanout.recording = self.fanout.recording, recording
-            if before:
-                before.close()
+        if not self.fanout.baton.acquire(timeout=SYNC_SECONDS):  # its holder alone writes; not for ever, since the
+            raise ChatError("the disk of the recording does not answer")  # main thread has signals to hear
+        before, self.fanout.recording = self.fanout.recording, recording
+        self.fanout.baton.release()
+        if before:
+            before.close()
         # Only from here on: what was said before was said by people who had not been told.
         text = "this session is recorded from here on" if recording else "this session is no longer recorded"
         self.ask(self.host, {"do": "notice", "text": text, "recorded": bool(recording)})
@@ -1595,11 +1721,10 @@ class Room:
 
     def part(self, member, why, text=None, id=None):
         """Take a member out of the room; one who was removed is told the reason as its last line."""
-        place, last = self.log.end, self.log.append("leave", who=member.name, why=why, text=text, id=id)
+        reason = encode(self.error(ChatError(text, why))) if why in ("slow", "kicked") else b""
+        place, last = self.log.end, self.log.append("leave", who=member.name, why=why, text=text, id=id) + reason
         if why == "slow":
-            place, last = None, b""
-        if why in ("slow", "kicked"):
-            last += encode(self.error(ChatError(text, why)))
+            place, last = None, reason
         self.fanout.work.parting.append((member, place, last))
         member.left = True
         del self.people[member.key]
@@ -1650,7 +1775,7 @@ def _come_in(room, member, request, before):
     if member.back:
         member.kept = Kept()
         room.seats[member.seat] = member
-    room.fanout.work.coming.append((member, itertools.chain([opening], missed), place))
+    room.fanout.work.coming.append((member, opening, missed, place))
 
 
 def _come_back(room, member, request, other):
@@ -1668,7 +1793,7 @@ def _come_back(room, member, request, other):
     if request.get("run") == room.secrets.run:  # else these are numbers of replies that no one has any more
         member.kept.let_go(request.get("had", 0))
     opening = _opening(room, member, request, room.people.values(), member.seat)
-    room.fanout.work.coming.append((member, itertools.chain([opening], missed), place))
+    room.fanout.work.coming.append((member, opening, missed, place))
     room.fanout.work.letters.extend([(member, line) for k, line, teller in member.kept.lines])
 
 
@@ -1735,6 +1860,7 @@ def _decide_who(room, member, request):
 
 def _decide_ping(room, member, request):
     if member.back:
+        member.kept.sure = True
         member.kept.let_go(request.get("had", 0))
     room.post(member, {"re": "pong", "t": room.log.seconds(), "id": request.get("id")})
 
@@ -1749,7 +1875,7 @@ def _decide_leave(room, member, request):
 
 def _decide_lose(room, member, request):
     # A link is lost. Who can come back keeps the seat for a while, as if nothing had happened.
-    if not member.back:
+    if not (member.back and member.kept.sure):
         room.part(member, request["why"], request.get("text"))
     elif member.away is None:
         member.away = room.log.seconds()
@@ -1765,6 +1891,7 @@ def _decide_gone(room, host, request):
     member, name = Member(None), request["who"]
     member.name, member.quoted, member.key, member.seat = name, quote(name), name_key(name), request["seat"]
     member.back, member.kept, member.away = True, Kept(), room.log.seconds()
+    member.kept.sure = True
     room.people[member.key] = room.seats[member.seat] = room.held[member.seat] = member
 
 
@@ -1958,6 +2085,15 @@ def act(room, member, lines):
     return refused
 
 
+def wait_for_rounds(fanout):
+    """Wait while more is waiting for a round than memory should hold: before a reader appends to it."""
+    # A disk stalls. Nobody's lines are lost by it: their sockets fill up, and whoever sends to them waits, too.
+    while fanout.log.end - fanout.log.tail.end + fanout.work.size() > PENDING_BYTES:
+        if fanout.baton.acquire(timeout=FAULT_SECONDS):
+            fanout.baton.release()
+            fanout.flush()
+
+
 class Allowance:
     """How much one person may still ask for at the moment."""
 
@@ -1989,6 +2125,7 @@ def await_hello(room, member, arriving):
                 if request["do"] != "hello":
                     raise ChatError('say who you are first: {"do":"hello","name":"bob"}', "not-yet")
                 request["missed"] = room.find_missed(request)  # whatever a client may have called so
+                wait_for_rounds(room.fanout)
                 room.ask(member, request)
                 return lines[number + 1:]
             except ChatError as error:
@@ -2009,6 +2146,7 @@ def serve_member(room, member, arriving, lines, rate):
         step = rate or len(block) or 1
         for start in range(0, len(block), step):
             part = block[start:start + step]
+            wait_for_rounds(room.fanout)
             refused += act(room, member, part)
             if refused >= REFUSED_LINES:
                 _remove(room, member, f"{REFUSED_LINES} of your lines could not be understood")
@@ -2039,7 +2177,7 @@ def _remove(room, member, reason):
 
 def _linger(reader, out):
     # Closing on unread lines would take the last answer from the other side; it has a moment to go.
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(Exception):
         out.shutdown(socket.SHUT_WR)
         reader.settimeout(ENDING_SECONDS / 2)
         for _ in range(64):
@@ -2062,6 +2200,8 @@ def read_guest(room, member, rate):
         why = "left"
     except OSError:
         pass  # the connection broke, or said nothing for too long: "lost" says so
+    except Exception as error:
+        room.fail(error)
     finally:
         if member.seat is None:
             _linger(reader, out)
@@ -2069,9 +2209,11 @@ def read_guest(room, member, rate):
         if member.seat is None:
             out.close()
         else:
-            room.ask(member, {"do": "lose", "why": why})
-            room.bury(member)
-            room.flush()
+            try:
+                room.ask(member, {"do": "lose", "why": why})
+            finally:
+                room.bury(member)
+                room.flush()
 
 
 class Huddle:
@@ -2130,7 +2272,7 @@ class Caretaker:
 
     def wake(self):
         """Have the caretaker look at the room; may be called by any thread."""
-        with contextlib.suppress(BlockingIOError):  # full of calls already
+        with contextlib.suppress(OSError):  # full of calls already, or closed at the end
             self.bell.send(b"!")
 
     def stop(self):
@@ -2143,39 +2285,49 @@ class Caretaker:
         self.ear.close()
 
     def _run(self):
-        wait = None
+        wait = 0.0
         while not self.stopped:
-            ready = [key.data for key, _ in self.selector.select(wait)]
-            with contextlib.suppress(BlockingIOError):  # the bell has been heard
-                while self.ear.recv(4096):
-                    pass
-            with self.fanout.baton:
-                for member in filter(None, ready + self.unplaced):
-                    self.fanout.push(member)
-                self._watch()
-                due = self.fanout.look_after()
-            held = self.room.release()
-            self.fanout.flush()
-            waits = [due, held, self.huddle.look(self.fanout.calls), 0.05 if self.unplaced else None]
-            wait = min((seconds for seconds in waits if seconds is not None), default=None)
+            try:
+                wait = self._turn(wait)
+            except Exception as error:
+                self.fanout.spoken.fail(error)
+                time.sleep(AGAIN_SECONDS)
+                wait = 0.0
+
+    def _turn(self, wait):
+        ready = [key.data for key, _ in self.selector.select(wait)]
+        with contextlib.suppress(BlockingIOError):  # the bell has been heard
+            while self.ear.recv(4096):
+                pass
+        with self.fanout.baton:
+            for member in filter(None, ready + self.unplaced):
+                self.fanout.spare(member, self.fanout.push, member)
+            self._watch()
+            due = self.fanout.look_after()
+        held = self.room.release()
+        self.fanout.flush()
+        waits = [due, held, self.huddle.look(self.fanout.calls), AGAIN_SECONDS if self.unplaced else None]
+        return min((seconds for seconds in waits if seconds is not None), default=None)
 
     def _watch(self):
-        fanout, taken = self.fanout, self.selector.get_map()
-        for member in [key.data for key in taken.values() if key.data and not key.data.lag]:
-            self.selector.unregister(member.out)
+        fanout = self.fanout
+        for member in [key.data for key in self.selector.get_map().values() if key.data and not key.data.lag]:
             member.watched = False
-        waiting, self.unplaced = self.unplaced + fanout.stuck, []
-        fanout.stuck = []
+            fanout.spare(member, self.selector.unregister, member.out)
+        waiting, self.unplaced, fanout.stuck = self.unplaced + fanout.stuck, [], []
         for member in waiting:
-            if not member.lag:
-                member.watched = False
-            elif len(taken) < self.places:
-                self.selector.register(member.out, selectors.EVENT_WRITE, member)
-            else:
-                self.unplaced.append(member)
-        for member in fanout.graves:
-            member.out.close()
-        fanout.graves = []
+            fanout.spare(member, self._place, member)
+        graves, fanout.graves = fanout.graves, []
+        for member in graves:
+            fanout.spare(member, member.out.close)
+
+    def _place(self, member):
+        if not member.lag:
+            member.watched = False
+        elif len(self.selector.get_map()) < self.places:
+            self.selector.register(member.out, selectors.EVENT_WRITE, member)
+        else:
+            self.unplaced.append(member)
 
 
 # === screen =======================================================================================
@@ -2558,6 +2710,8 @@ def obey(commands, subject, text):
     # Where there is a /say, that says what begins with a slash; elsewhere a second slash does.
     doubled = text.startswith("//") and "say" not in commands
     try:
+        if not is_utf8(text):
+            raise ChatError("this is not text: it holds half a character")
         if text.startswith("/") and not doubled:
             run_command(commands, subject, text)
         elif text and not text.isspace():
@@ -2652,22 +2806,27 @@ class Server:
     def _accept(self):
         while not self.room.closed:
             try:
-                out, address = self.listener.accept()
+                self._accept_one()
             except OSError as error:
                 if not self.room.closed and error.errno != errno.ECONNABORTED:
                     self._too_many(error.strerror)
-                continue
-            out.setblocking(False)
-            tune(out)
-            guest = Member(out, address[0].replace("::ffff:", ""))
-            self.guests.add(guest)
-            try:
-                # Without a Thread object, which would cost each person a quarter more memory.
-                _thread.start_new_thread(self._run_guest, (guest,))
-            except RuntimeError:
-                self.guests.discard(guest)
-                out.close()
-                self._too_many("no more threads")
+            except Exception as error:
+                self.room.fail(error)
+                time.sleep(AGAIN_SECONDS)
+
+    def _accept_one(self):
+        out, address = self.listener.accept()
+        out.setblocking(False)
+        tune(out)
+        guest = Member(out, address[0].replace("::ffff:", ""))
+        self.guests.add(guest)
+        try:
+            # Without a Thread object, which would cost each person a quarter more memory.
+            _thread.start_new_thread(self._run_guest, (guest,))
+        except (RuntimeError, MemoryError):
+            self.guests.discard(guest)
+            out.close()
+            self._too_many("no more threads")
 
     def _too_many(self, reason):
         # Who is inside stays served; the pause keeps the loop from spinning.
@@ -2682,6 +2841,8 @@ class Server:
     def _run_guest(self, guest):
         try:
             read_guest(self.room, guest, self.rate)
+        except Exception as error:
+            self.room.fail(error)
         finally:
             self.guests.discard(guest)
 
@@ -2711,9 +2872,17 @@ class Server:
 
 
 def new_recording(path, head):
-    """A recording into a new file, or into an empty one that is there."""
+    """A recording into a new file, in a folder that is made for it."""
     make_folder(path)
-    return Recording(path, head, 0 if os.path.exists(path) and not os.path.getsize(path) else None)
+    return Recording(path, head)
+
+
+def _encode_again(event):
+    # Another program may have saved the file, in its own way; what is sent looks as if it had been written here.
+    try:
+        return encode(event)
+    except ValueError:  # a field that nobody knows holds what is no text or no number
+        return b""
 
 
 def recover(path):
@@ -2735,11 +2904,12 @@ def recover(path):
         first = max(1, bisect.bisect_left(lines.offsets, lines.end - HISTORY_BYTES))
         file.seek(lines.offsets[first] if first < len(lines) else lines.end)
         tail = file.read(lines.end - file.tell()).split(b"\n")[:-1]
-    events = [(line + b"\n", event) for line, event in zip(tail, map(event_of, tail))
-              if event and "ev" in event and COUNT.fits(event.get("n"))]
-    last = events[-1][1] if events else {"n": lines.numbers[-1], "t": lines.moments[-1]}
+    events = [event for event in map(event_of, tail) if event and "ev" in event and COUNT.fits(event.get("n"))]
+    last = events[-1] if events else {"n": lines.numbers[-1], "t": lines.moments[-1]}
+    if last["n"] > LAST_N or last["t"] > LAST_T:
+        raise ChatError(f"the numbers in {path} are too high to go on from; choose another name")
     people = [(who, seat, seat in back) for who, seat in view.people.items()]
-    return session, last["n"], last["t"], people, b"".join([line for line, event in events]), lines.end
+    return session, last["n"], last["t"], people, b"".join(map(_encode_again, events)), lines.end
 
 
 def open_room(name, log, history, max_people):
@@ -2747,16 +2917,16 @@ def open_room(name, log, history, max_people):
     room = Room(name, history, max_people)
     if log is None:
         return room
-    if not os.path.exists(log) or not os.path.getsize(log):
-        room.fanout.recording = new_recording(log, room.log.session_line)
-        room.secrets.keep()
-        return room
-    try:
+    make_folder(log)
+    recording = Recording(log, room.log.session_line, new=False)
+    try:  # nobody else writes to it from here on; a file that was empty has its head by now, and is read like any other
         session, n, t, people, tail, size = recover(log)
-    except OSError as error:
-        raise ChatError(f"cannot read {log}: {error.strerror}") from None
-    room.log.resume(session, n, t, tail)
-    room.fanout.recording = Recording(log, room.log.session_line, size)
+        room.log.resume(session, n, t, tail)
+        recording.go_on(size, room.log.session_line)
+    except (ChatError, OSError) as error:
+        recording.close()
+        raise error if type(error) is ChatError else ChatError(f"cannot go on in {log}: {error.strerror}") from None
+    room.fanout.recording = recording
     room.secrets = Secrets(session["id"])
     known = room.secrets.keep(n)
     for who, seat, back in people:  # the server died with them inside
@@ -2836,7 +3006,9 @@ class Console:
             self._show()
 
     def _show(self):
-        lines = []
+        faults, lines = self.room.fanout.spoken.faults, []
+        while faults:
+            self.say_here(faults.popleft(), "error")
         for chunk in reversed(self.room.since(self.n)):
             lines = chunk.data[:-1].rsplit(b"\n", CONSOLE_LINES)[-CONSOLE_LINES:] + lines
             if len(lines) >= CONSOLE_LINES:
@@ -3254,6 +3426,7 @@ class Link:
         """Enter the room, under a name that `choose_name` chooses, if it is given, where this one is refused."""
         batches, opening = self._enter(name, choose_name)
         self._settle()
+        self.connection.send("ping")  # which tells that the welcome has come
         self.receiver = threading.Thread(target=self._live, args=(batches, opening), name="receiver", daemon=True)
         self.receiver.start()
 
@@ -3301,7 +3474,7 @@ class Link:
                 self.progress.missing = 0
             self.person.take(news)
             self.connection.had = self.progress.had
-            if any(event.get("re") == "pong" and event.get("id") == self.mark for line, event in news):
+            if self.mark and any(event.get("re") == "pong" and event.get("id") == self.mark for line, event in news):
                 self._settle()
             if busy > before - 2 * GATHER_SECONDS:
                 time.sleep(GATHER_SECONDS)  # what comes so fast is cheaper taken many at a time

@@ -301,6 +301,7 @@ class Tape:
     """A recording that only keeps what it is given."""
 
     failing = gone = False
+    unsynced, stalled = None, float("-inf")
 
     def __init__(self):
         self.data = bytearray()

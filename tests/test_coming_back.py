@@ -18,6 +18,7 @@ def sitting(room, name, **fields):
     """Somebody inside who can come back, and what their client would know."""
     member = Sitter(Wire(), "10.0.0.7")
     ask(room, member, "hello", name=name, back=True, **fields)
+    ask(room, member, "ping")
     room.flush()
     member.welcome = member.out.lines()[0]
     return member
@@ -127,6 +128,15 @@ def test_who_cannot_come_back_leaves_at_once():
     room.flush()
     assert ann.out.lines()[-1]["why"] == "left" and "token" not in bob.out.lines()[0]
     assert "back" not in bob.out.lines()[-1]
+
+
+def test_who_never_answered_the_welcome_cannot_come_back():
+    room = taped_room()
+    bob = chat.Member(Wire())
+    ask(room, bob, "hello", name="bob", back=True)
+    room.flush()
+    lose(room, bob)
+    assert not room.people and newcomer(room, "bob").name == "bob"
 
 
 @pytest.mark.parametrize("token", ["", "1", "2.00", "x" * 10_000, "999.0"])

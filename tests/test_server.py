@@ -14,7 +14,7 @@ import time
 import pytest
 
 import chat
-from helpers import BARE_SYSTEM, SECONDS, Output, Peer, Served, ask, joined, serving, wait_for
+from helpers import BARE_SYSTEM, SECONDS, Output, Peer, Served, Tape, ask, joined, serving, wait_for
 from test_pyz import every_python
 
 try:
@@ -246,17 +246,13 @@ def test_a_new_server_finds_the_port_free_at_once():
 
 
 def test_a_slow_disk_does_not_cost_anyone_the_end():
-    class SlowTape:
-        failing = False
+    class SlowTape(Tape):
         began = threading.Event()
 
         def write(self, lines):
             if b"say" in lines:
                 self.began.set()
                 time.sleep(0.3)
-
-        def close(self):
-            pass
 
     with serving() as server, joined(server, "ann") as ann, joined(server, "bob") as bob:
         server.room.fanout.recording = SlowTape()

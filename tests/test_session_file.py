@@ -2,19 +2,24 @@
 import datetime
 import errno
 import io
+import json
 import os
 import random
 import shutil
 import stat
 import subprocess
 import sys
+import threading
+import time
 import tracemalloc
 import types
 
 import pytest
 
 import chat
-from helpers import SESSION, ask, read_file
+import helpers
+from helpers import SESSION, ask, read_file, wait_for
+from rooms import enter, numbers as numbers_of
 
 HEAD = chat.encode(SESSION)
 HERE = os.path.dirname(chat.__file__)
@@ -160,20 +165,20 @@ needs_locks = pytest.mark.skipif(not (chat.fcntl or chat.msvcrt), reason="this s
 def test_of_two_recordings_into_one_file_the_second_is_refused(begun, path):
     begun.write(say(1))
     with pytest.raises(chat.ChatError, match="another server"):
-        chat.Recording(path, HEAD, len(HEAD))
+        chat.Recording(path, HEAD, new=False)
     assert content(path) == HEAD + say(1)
 
 
 @needs_locks
 def test_another_process_is_refused_as_well(begun, path):
-    script = f"import chat; chat.Recording({path!r}, b'', {len(HEAD)})"
+    script = f"import chat; chat.Recording({path!r}, new=False)"
     done = subprocess.run([sys.executable, "-c", script], cwd=HERE, stderr=subprocess.PIPE, timeout=60)
     assert b"another server is recording into this file" in done.stderr
 
 
 def test_a_file_is_free_again_when_its_recording_is_closed(path):
     chat.Recording(path, HEAD).close()
-    recording = chat.Recording(path, HEAD, len(HEAD))
+    recording = chat.Recording(path, HEAD, new=False)
     recording.write(say(1))
     recording.close()
     assert content(path) == HEAD + say(1)
@@ -185,12 +190,17 @@ def test_a_file_is_free_again_when_its_recording_is_closed(path):
 ROUND = say(2) + say(3, "друг 😀")
 
 
+def whole(data, size):
+    """The whole lines in so many bytes of these."""
+    return data[:data.rfind(b"\n", 0, size) + 1]
+
+
 @pytest.mark.parametrize("left", range(len(ROUND)))
 def test_on_a_full_disk_the_file_holds_whole_lines_and_later_all(begun, disk, path, left):
     begun.write(say(1))
     disk.left = left
     assert "No space left" in begun.write(ROUND)
-    assert content(path) == HEAD + say(1)
+    assert content(path) == HEAD + say(1) + whole(ROUND, left)
     disk.left = 1 << 30
     assert begun.write(say(4)) == "recording works again"
     begun.write(say(5))
@@ -203,10 +213,174 @@ def test_a_disk_that_is_full_again_while_it_recovers_does_no_harm(begun, disk, p
     begun.write(say(1))
     disk.left = left
     begun.write(ROUND)
-    assert content(path) == HEAD
+    assert content(path) == HEAD + whole(say(1) + ROUND, left)
     disk.left = 1 << 30
     begun.write(say(4))
     assert content(path) == HEAD + say(1) + ROUND + say(4)
+
+
+def test_a_full_disk_that_gets_a_little_space_again_and_again_takes_what_fits(begun, disk, path):
+    lines = [say(n) for n in range(1, 200)]
+    disk.left = 0
+    begun.write(b"".join(lines))
+    for tries in range(1, 100):
+        disk.left += 300
+        begun.write(b"")
+        assert content(path).endswith(b"\n") and len(content(path)) > len(HEAD) + 200 * tries or not begun.failing
+    assert content(path) == HEAD + b"".join(lines) and begun.backlog.count(b"\n") == 0
+
+
+def test_how_many_lines_a_failing_disk_has_not_taken_is_known(begun, disk):
+    disk.left = len(say(2)) + 5
+    begun.write(ROUND)
+    assert begun.backlog.count(b"\n") == 1
+    begun.write(say(4))
+    assert begun.backlog.count(b"\n") == 2
+    disk.left = 1 << 30
+    begun.write(say(5))
+    assert begun.backlog.count(b"\n") == 0
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("secret"), chat.ChatError("secret"),
+                                   UnicodeEncodeError("utf-8", "secret", 0, 1, "secret")])
+def test_whatever_a_write_raises_is_told_by_its_kind_and_is_not_the_end(begun, disk, path, error):
+    disk.write = lambda descriptor, data: (_ for _ in ()).throw(error)
+    told = begun.write(say(1))
+    assert told.startswith(f"recording failed ({type(error).__name__})") and "secret" not in told
+    del disk.write
+    assert begun.write(say(2)) == "recording works again"
+    assert content(path) == HEAD + say(1) + say(2)
+
+
+def test_a_disk_that_stalls_is_remembered(begun, disk, monkeypatch):
+    begun.write(say(1))
+    assert begun.stalled < 0
+    monkeypatch.setattr(chat, "STALL_SECONDS", -1)
+    begun.write(say(2))
+    assert time.monotonic() - begun.stalled < 60
+
+
+# --- what is to survive a power cut ---
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(chat, "SYNC_SECONDS", 0.01)
+
+
+def test_what_is_new_is_synced_once_and_then_nothing(disk, quick, path):
+    synced = []
+    disk.fsync = lambda descriptor: synced.append(content(path))
+    recording = chat.Recording(path, HEAD)
+    wait_for(lambda: synced == [HEAD], "the head is synced")
+    for n in range(1, 4):
+        recording.write(say(n))
+        wait_for(lambda: synced[-1].endswith(say(n)), "a line is synced")
+    count = len(synced)
+    time.sleep(0.1)
+    assert len(synced) == count, "nothing new, nothing to sync"
+    recording.close()
+
+
+def test_marks_and_the_end_are_synced_at_once(disk, monkeypatch, path):
+    monkeypatch.setattr(chat, "SYNC_SECONDS", 30)
+    synced, mark = [], chat.encode({"ev": "mark", "n": 2, "t": 2.0, "text": "part"})
+    disk.fsync = lambda descriptor: synced.append(content(path))
+    recording = chat.Recording(path, HEAD)
+    recording.write(say(1))
+    recording.write(mark)
+    wait_for(lambda: synced == [HEAD + say(1) + mark], "the mark is synced")
+    recording.write(end(3))
+    recording.close()
+    assert synced == [HEAD + say(1) + mark, HEAD + say(1) + mark + end(3)]
+
+
+def test_a_disk_that_takes_long_to_sync_holds_no_write(disk, quick, path):
+    syncing, go_on = threading.Event(), threading.Event()
+    disk.fsync = lambda descriptor: syncing.set() or go_on.wait(helpers.SECONDS)
+    recording = chat.Recording(path, HEAD)
+    recording.write(say(1))
+    assert syncing.wait(helpers.SECONDS)
+    recording.write(say(2))
+    assert content(path) == HEAD + say(1) + say(2)
+    recording.close()  # does not wait for ever
+    assert recording.thread.is_alive()
+    go_on.set()
+    recording.thread.join(helpers.SECONDS)
+    with pytest.raises(OSError):
+        os.fstat(recording.descriptor)
+
+
+def test_that_a_sync_fails_is_told_once_each_time_it_begins(disk, quick, path):
+    told, works = [], [False]
+
+    def sync(descriptor):
+        if not works[0]:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    disk.fsync = sync
+    recording = chat.Recording(path)
+    for works[0] in (False, False, True, True, False):
+        recording.write(say(1))
+        begun = time.monotonic()
+        wait_for(lambda: recording.unsynced or time.monotonic() - begun > 0.1, "it is synced or not")
+        told.append(recording.write(b""))
+    recording.close()
+    sentence = "what was recorded last may not survive a power cut (Input/output error)"
+    assert told == [sentence, None, None, None, sentence]
+
+
+# --- a file that somebody else changes ---
+
+
+CHANGED = "somebody else changed the file of the recording, which goes on behind what is there"
+
+
+@pytest.mark.parametrize("theirs", [b"theirs\n", b"theirs", b"\0" * 5000, b"\n"], ids=str)
+def test_what_somebody_else_puts_into_the_file_stays_and_ours_is_a_line_of_its_own(begun, path, theirs):
+    begun.write(say(1))
+    with open(path, "ab") as file:
+        file.write(theirs)
+    assert begun.write(say(2)) == CHANGED
+    assert begun.write(say(3)) is None
+    assert content(path) == HEAD + say(1) + theirs + b"\n" * (not theirs.endswith(b"\n")) + say(2) + say(3)
+
+
+@pytest.mark.parametrize("cut", [1, len(say(1)) - 1, len(say(1)), len(say(1)) + 5])
+def test_behind_a_file_that_somebody_cut_the_recording_goes_on_with_whole_lines(begun, path, cut):
+    begun.write(say(1))
+    os.truncate(path, len(HEAD + say(1)) - cut)
+    left = content(path)
+    assert begun.write(say(2)) == CHANGED
+    assert content(path) == left + b"\n" * (not left.endswith(b"\n")) + say(2)
+
+
+def test_a_file_that_somebody_emptied_is_a_session_again(begun, path):
+    begun.write(say(1))
+    os.truncate(path, 0)
+    assert begun.write(say(2)) == CHANGED
+    with open(path, "rb") as file:
+        assert [event.get("n") for event in read_file(file)] == [0, None, 2]
+
+
+def test_others_who_go_on_changing_it_are_told_of_once(begun, path):
+    told = []
+    for n in range(1, 6):
+        with open(path, "ab") as file:
+            file.write(b"theirs\n")
+        told.append(begun.write(say(n)))
+    assert told == [CHANGED, None, None, None, None]
+    assert content(path) == HEAD + b"".join(b"theirs\n" + say(n) for n in range(1, 6))
+
+
+def test_what_somebody_puts_behind_half_a_line_of_ours_is_not_taken_back_with_it(begun, disk, path):
+    disk.left, disk.cuts = 5, False
+    begun.write(say(1))
+    with open(path, "ab") as file:
+        file.write(b"theirs\n")
+    disk.left, disk.cuts = 1 << 30, True
+    assert begun.write(say(2)) == f"{CHANGED}; recording works again"
+    assert content(path) == HEAD + say(1)[:5] + b"theirs\n" + say(1) + say(2)
 
 
 def test_half_a_line_that_could_not_be_taken_back_at_once_is_taken_back_later(begun, disk, path):
@@ -283,7 +457,7 @@ def test_what_is_kept_for_a_failing_disk_is_bounded(begun, disk):
     disk.left = 0
     for n in range(3000):
         begun.write(say(n, "x" * 1000))
-    assert sum(map(len, begun.backlog)) <= chat.BACKLOG_BYTES
+    assert len(begun.backlog) <= chat.BACKLOG_BYTES
 
 
 @pytest.mark.parametrize("retry_seconds", [1e6, 0], ids=["untried", "tried again each time"])
@@ -385,8 +559,9 @@ LAST = say(3, "не дописано 😀")
 
 def go_on(path):
     """Go on in this file as a server does, with one more line."""
+    recording = chat.Recording(path, HEAD, new=False)
     session, n, t, people, tail, size = chat.recover(path)
-    recording = chat.Recording(path, chat.encode(session), size)
+    recording.go_on(size, chat.encode(session))
     recording.write(say(n + 1))
     recording.close()
 
@@ -427,6 +602,103 @@ def test_a_long_torn_tail_is_set_aside_in_full(path):
     go_on(path)
     assert content(path) == WHOLE + say(3)
     assert content(path + ".torn") == b"x" * 3_000_000
+
+
+def test_a_torn_tail_that_memory_should_not_hold_is_set_aside_piece_by_piece(path):
+    put(path, WHOLE)
+    os.truncate(path, len(WHOLE) + (40 << 20))  # zeros, as a power cut leaves them on some file systems
+    tracemalloc.start()
+    try:
+        go_on(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert content(path) == WHOLE + say(3)
+    assert os.path.getsize(path + ".torn") == 40 << 20
+    assert peak < 3 * chat.REPLY_BYTES
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs the permissions of POSIX")
+def test_only_the_one_who_records_may_read_what_was_set_aside(path):
+    put(path, WHOLE, LAST[:9])
+    go_on(path)
+    assert stat.S_IMODE(os.stat(path + ".torn").st_mode) == 0o600
+
+
+def test_where_it_cannot_be_set_aside_the_server_does_not_begin_and_the_file_stays(path):
+    put(path, WHOLE, LAST[:9])
+    os.mkdir(path + ".torn")
+    with pytest.raises(chat.ChatError, match="cannot go on in .*: Is a directory"):
+        chat.open_room("lab", path, 50, 0)
+    assert content(path) == WHOLE + LAST[:9]
+
+
+@needs_locks
+def test_a_file_is_read_only_once_nobody_else_can_write_it(path, monkeypatch):
+    put(path, WHOLE, LAST[:9])
+    read = []
+    monkeypatch.setattr(chat, "recover", lambda path: read.append(path))
+    first = chat.Recording(path, HEAD, new=False)
+    with pytest.raises(chat.ChatError, match="another server"):
+        chat.open_room("lab", path, 50, 0)
+    first.close()
+    assert not read and content(path) == WHOLE + LAST[:9] and not os.path.exists(path + ".torn")
+
+
+def saved_again(*lines, **how):
+    """These lines as another program writes them."""
+    return b"".join(json.dumps(json.loads(line), **how).encode() + b"\n" for line in lines)
+
+
+@pytest.mark.parametrize("how", [{}, {"sort_keys": True}, {"ensure_ascii": False}, {"separators": (" , ", " : ")}],
+                         ids=str)
+def test_a_session_that_another_program_saved_goes_on(path, how):
+    lines = [HEAD, join(1, "юля"), *[say(n) for n in range(2, 90)]]
+    put(path, saved_again(*lines, **how).replace(b"\n", b"\r\n"))
+    room = chat.open_room("lab", path, 50, 0)
+    eve = enter(room, "eve")
+    room.fanout.recording.close()
+    assert room.log.session == SESSION
+    assert numbers_of(eve.out.lines()) == [0, *range(eve.out.lines()[-1]["from"], 92)]
+    assert chat.event_of(content(path).splitlines()[-1])["n"] == 91
+
+
+def test_a_session_that_another_program_saved_gives_as_much_history(path):
+    put(path, saved_again(HEAD, *[say(n) for n in range(1, 90)]))
+    room = chat.open_room("lab", path, 50, 0)
+    room.fanout.recording.close()
+    assert numbers_of(enter(room, "eve").out.lines()) == [0, *range(40, 91)]
+
+
+def test_a_session_with_one_object_over_many_rows_is_refused(path):
+    put(path, saved_again(HEAD, say(1), indent=1))
+    before = content(path)
+    with pytest.raises(chat.ChatError, match="not a session that a server recorded"):
+        chat.open_room("lab", path, 50, 0)
+    assert content(path) == before
+
+
+@pytest.mark.parametrize("field", [b'"\\ud800"', b"NaN", b"1e999"])
+def test_what_cannot_be_written_again_is_no_history(path, field):
+    put(path, WHOLE, b'{"ev":"poll","n":3,"t":1.0,"x":%b}\n' % field)
+    room = chat.open_room("lab", path, 50, 0)
+    room.fanout.recording.close()
+    assert room.log.n == 4 and numbers_of(enter(room, "eve").out.lines()) == [0, 1, 2, 4, 5]
+
+
+@pytest.mark.parametrize("last", [{"n": (1 << 53) - 1}, {"n": (1 << 52) + 1}, {"t": 9.9e10}], ids=str)
+def test_a_session_whose_numbers_run_out_is_refused_in_one_sentence(path, last):
+    put(path, WHOLE, chat.encode({**chat.event_of(say(3)), **last}))
+    with pytest.raises(chat.ChatError, match="are too high to go on from"):
+        chat.open_room("lab", path, 50, 0)
+
+
+def test_a_session_with_the_highest_numbers_that_may_go_on_is_understood_by_everybody(path):
+    put(path, WHOLE, chat.encode({**chat.event_of(say(3)), "n": 1 << 52, "t": 8.9e10}))
+    room = chat.open_room("lab", path, 50, 0)
+    eve = enter(room, "eve")
+    room.fanout.recording.close()
+    assert [chat.decode_event(json.dumps(line)) for line in eve.out.lines()]
 
 
 def test_a_session_is_recovered_with_its_id(path):
