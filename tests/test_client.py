@@ -396,6 +396,20 @@ def test_a_dead_link_is_noticed_though_nothing_tells_so(server, monkeypatch, qui
     bob.link.leave()
 
 
+def test_a_link_on_which_only_the_others_are_heard_is_dead_too(server, eve, monkeypatch, quick):
+    bob = Somebody(server)
+    bob.link.join("bob", None)
+    bob.see()
+    monkeypatch.setattr(chat, "SILENCE_SECONDS", 1.0)
+    monkeypatch.setattr(chat, "PING_SECONDS", 0.3)
+    bob.link.connection.ping_at = float("inf")  # nothing gets out
+    while bob.link.state == "in":
+        eve.say("are you there?")
+        eve.settle()
+    helpers.wait_for(lambda: bob.link.state == "in", "the return")
+    bob.link.leave()
+
+
 def test_a_server_notices_a_dead_link_too(server, eve, monkeypatch):
     monkeypatch.setattr(chat, "SILENCE_SECONDS", 0.3)
     with helpers.Peer(server) as bob:

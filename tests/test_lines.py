@@ -743,7 +743,8 @@ def test_no_name_takes_long_to_judge(start):
     assert cheap(chat.act, room, member, [line]) == 1
 
 
-@pytest.mark.parametrize("text", ["\u200b", "\u2060 \ufeff", "\u200d", "\u3164\n"])
+@pytest.mark.parametrize("text", ["\u200b", "\u2060 \ufeff", "\u200d", "\u3164\n", "\u2800\u2800", "\u034f",
+                                  "\U00016fe4", "\U0001bca0 \U0001d173", "\ufff0\U00013430", "\U0001d159"], ids=ascii)
 def test_a_text_that_nobody_would_see_is_blank(text):
     with pytest.raises(chat.ChatError, match="nothing in this message"):
         chat.check_text(text)

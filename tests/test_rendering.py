@@ -1,14 +1,17 @@
 """Rendering: what people wrote reaches a screen as text, and as nothing that a terminal obeys."""
 import json
 import os
+import pathlib
 import random
 import re
 import subprocess
 import sys
+import unicodedata
 
 import pytest
 
 import chat
+import tables
 from test_lines import EVENT_LIKE, EVENTS, REPLIES, cheap, word_of
 from test_pyz import every_python
 
@@ -19,7 +22,8 @@ INDENT = "      │ "
 # private use; what turns the direction, breaks rows or cannot be seen; tags, fillers, annotations.
 OBEYED = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\uf8ff\U000f0000-\U0010ffff\ufffe\uffff\ufdd0-\ufdef"
                     "\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\u200b\u2060-\u2064\ufeff\xad"
-                    "\U000e0000-\U000e007f\u115f\u1160\u3164\uffa0\ufff9-\ufffb]")
+                    "\U000e0000-\U000e007f\u115f\u1160\u3164\uffa0\ufff0-\ufffb\U00013430-\U0001343f"
+                    "\U00016fe4\U0001bca0-\U0001bca3\U0001d173-\U0001d17a]")
 COLOUR = re.compile("\x1b\\[[0-9;]*m")
 
 
@@ -89,7 +93,8 @@ NASTY = [*"ab \n\r\t\0\x07\x08\x0b\x0c\x1b\x7f\x85\x9b\x9d\u2028\u2029\u202e\u20
          "\r\n", "\x1b[2J", "\x1b]0;title\x07", "\x1b]8;;http://x\x1b\\", "\x1bP", "\x9b31m", "\u0301",
          "\u0301" * 5, "\u0e47" * 4, "\u3164", "\u115f", "\ud800", "\udc9b", "\ue000", "\U000e0041",
          "\U0010ffff", "👩\u200d👩", "❤\ufe0f", "می\u200cخواهم", "שלום", "\u0300\u200d", "\u200d\u0301",
-         "\u180e", "\xa0", "\u3000", "\xad", "[31m", "{who}", "%s"]
+         "\u180e", "\xa0", "\u3000", "\xad", "[31m", "{who}", "%s", "\u093f", "\u103d", "\u11a8",
+         "\U00011363", "\U0001e8d0" * 3, "\U00016fe4", "\u034f", "\u2800", "\U0001bca1", "\ufff3"]
 
 
 def mixes(number):
@@ -132,6 +137,14 @@ def test_every_code_point_alone_is_made_harmless_at_once():
             assert chat.clean(once) == once, ascii(point)
 
 
+def test_what_is_cleaned_needs_no_second_cleaning_wherever_marks_and_joiners_stand():
+    chance = random.Random(9)
+    alphabet = ["a", " ", "\n", "\u0301", "\u0e47", "\u093f", "\u11a8", "\U00011363", *chat.JOINERS, "\u200b", "\u202e"]
+    for _ in range(20_000):
+        once = chat.clean("".join(chance.choices(alphabet, k=chance.randint(2, 24))))
+        assert chat.clean(once) == once, ascii(once)
+
+
 @pytest.mark.parametrize("text, seen", [
     ("\x1b[31mred", "␛[31mred"), ("bell\x07", "bell␇"), ("a\0b", "a␀b"), ("a\x08b", "a␈b"),
     ("a\x7fb", "a\ufffdb"), ("\x9b31mred", "\ufffd31mred"), ("a\ud800b", "a\ufffdb"),
@@ -148,7 +161,7 @@ def test_what_is_seen_instead(text, seen):
     "hello", "привет, ёжик", "日本語", "שלום", "מַזָּל", "مرحبا", "مُحَمَّد", "می\u200cخواهم", "نمی\u200cدانم",
     "प्रिया", "क्\u200dष", "สวัสดีที่", "Việt Nam", "Vie\u0323\u0302t", "e\u0301", "и\u0306", "한국어",
     "ñ\u0303", "\\o/ {x} 100% <b>", "x² ≤ ½", "│ ─ ┼", "😀", "❤\ufe0f", "❤\ufe0f!", "a ❤\ufe0f b", "☎\ufe0e",
-    "👍🏽", "🇷🇺", "1\ufe0f\u20e3", "👩\u200d👩\u200d👧\u200d👦", "🏳\ufe0f\u200d🌈", "👩🏽\u200d🚀",
+    "မြှုံ့", "བསྒྲུབས", "ཧཱུྃ", "ខ្ញុំ", "각", "👍🏽", "🇷🇺", "1\ufe0f\u20e3", "👩\u200d👩\u200d👧\u200d👦", "🏳\ufe0f\u200d🌈", "👩🏽\u200d🚀",
     "🧑\u200d❤\ufe0f\u200d💋\u200d🧑", "two\nrows", " spaces  stay "])
 def test_what_people_really_write_stays_as_it_is(text):
     assert chat.clean(text) == text
@@ -166,6 +179,19 @@ def test_joiners_stand_only_inside_words_and_are_few(text, seen):
                                   "\u20dd", "\ufe20", "\u0301\u0316", "\u0301\u1ab0\u20d2"], ids=ascii)
 def test_no_more_than_three_marks_pile_up(mark):
     assert chat.clean("a" + mark * 20 + "b") == "a" + (mark * 3)[:3] + "b"
+
+
+def test_no_more_than_six_marks_of_any_script_pile_up():
+    for mark in map(chr, tables.marks()):
+        assert chat.clean("a" + mark * 20 + "b") == "a" + mark * 6 + "b", ascii(mark)
+
+
+def test_the_marks_in_chat_py_are_those_of_unicode():
+    # Made from the tables of wcwidth; that they hold all that this Python calls a mark is true up to their version.
+    if tuple(map(int, unicodedata.unidata_version.split("."))) <= tuple(map(int, tables.VERSION.split("."))):
+        known = re.compile(f"[{chat.MARKS}{chat.UNSEEN}{chat.JOINERS}]")
+        assert all(known.match(point) for point in map(chr, range(0x110000)) if unicodedata.category(point)[0] == "M")
+        assert tables.rows() in pathlib.Path(chat.__file__).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("joiner", ["\u200c", "\u200d", "\ufe0e", "\ufe0f", "\u200d\ufe0f", "\u200b",
