@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 
 import chat
@@ -22,8 +23,6 @@ from people import Witness
 
 ROOM, WHO, SAID = "kabinet-42", "zinaida", "the-tajna-is-out"  # of which nobody outside is to hear a byte
 HTTP = b"POST / HTTP/1.1\r\nHost: lab\r\nContent-Type: text/plain\r\n\r\n" + b'{"do":"hello","name":"web"}\n'
-OLD_TLS = bytes.fromhex("16030100430100003f0302" + "00" * 32 + "00" + "000a" + "c013c014002f0035000a" + "01000c"
-                        + "000a00080006001700180019"[:24])  # a first message that offers nothing newer than TLS 1.1
 
 
 @contextlib.contextmanager
@@ -83,12 +82,24 @@ def knock(server, *lines, proof=None):
 
 
 def throw(server, data):
-    """Send just these bytes."""
+    """Send just these bytes, and wait for an answer."""
     with socket.create_connection(server.address, helpers.SECONDS) as sock:
         with contextlib.suppress(ConnectionError):
             sock.sendall(data)
-            sock.shutdown(socket.SHUT_WR)
         return all_of(sock)
+
+
+def old_hello():
+    """The first message of somebody who knows nothing newer than TLS 1.1."""
+    context = chat.open_context("CLIENT")
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
+    outgoing = ssl.MemoryBIO()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), outgoing).do_handshake()
+    return outgoing.read()
 
 
 class Uninvited:
@@ -96,6 +107,7 @@ class Uninvited:
 
     def __init__(self, seed, server, code):
         self.random, self.server, self.code = random.Random(seed), server, code
+        self.old_hello = old_hello()
         self.heard = b""  # what somebody in between saw of an invited one's coming
         self.relay = Relay(self)
 
@@ -129,7 +141,9 @@ class Uninvited:
 
     def old_tls(self):
         """Speaks TLS 1.1, which is broken."""
-        return throw(self.server, OLD_TLS)
+        answer = throw(self.server, self.old_hello)
+        assert answer[:1] == b"\x15" and answer[5:7] == b"\2\x46", f"not an alert about the version: {answer}"
+        return answer
 
     def plain(self):
         """Does not encrypt."""
