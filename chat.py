@@ -1,7 +1,7 @@
 """chat: a room for people on one network, in one file.
 
     python chat.pyz serve                       open a room on this computer
-    python chat.pyz serve --lan --open          ... for everyone on this network
+    python chat.pyz serve --lan                 ... for people with the code; with --open for everyone on this network
     python chat.pyz join 192.168.1.5 --name bob take part
     python chat.pyz replay FILE                 watch a recorded session again
 
@@ -20,6 +20,7 @@ The words used throughout, here as in the help and on the wire:
     round     one pass of the fan-out: take what is new, write it, send it to everyone
     in step   a member that was sent every chunk; lag: what the others still have to be sent
     letter    a reply on its way to one member, outside the log
+    code      what lets one into a private room: it names the certificate of its server and the key of the room
     view      what one person knows: who they are, who is here, what is history
     recording the session file while it is written; tape: the same while it is played or made a report of
     scene     an event with the moment at which it was seen and the name of who saw it
@@ -101,9 +102,8 @@ NAME_POINTS = 32  # so that a name leaves room for what is said behind it
 NESTING = 32  # brackets in a line; thousands would overflow a small thread stack inside json
 REFUSED_LINES = 20  # after so many lines that made no sense, the other side speaks something else
 
-HISTORY = 50  # say and me lines that a newcomer is given
-HISTORY_STRETCH = 10  # ... looking at most so many times as many events back
-HISTORY_BYTES = 256 << 10  # ... and so much, since everybody who comes is sent it; less than KEEP_BYTES
+HISTORY = 50  # say and me lines that a newcomer is given, with all that happened between them
+HISTORY_BYTES = 256 << 10  # ... and at most so much, since everybody who comes is sent it; less than KEEP_BYTES
 KEEP_BYTES = 1 << 20  # of the log kept in memory, for newcomers and the console
 LAG_BYTES = 8 << 20  # what may wait for one member; more means that it has stopped reading
 PENDING_BYTES = 1 << 20  # what may wait for the next round, as it does while a disk stalls
@@ -112,7 +112,10 @@ FAREWELL_SECONDS = 5.0  # for what a leaving member is still to be sent
 ENDING_SECONDS = 1.4  # the same when the whole room ends: within two seconds all is over
 ROUNDS = 50  # that one reader may carry out in a row, before its own socket waits too long
 PIECE_BYTES = 64 << 10  # small chunks are sent together to a member that lags
-HELLO_SECONDS = 30.0  # to say who one is; a thread waits for it
+HELLO_SECONDS = 10.0  # to say who one is, in all, and again after each of NAME_TRIES names that were refused
+HELLO_BYTES = 4 << 10  # in a line until then
+STRANGERS = 512  # who have not said it; when there are more, somebody goes
+STRANGERS_SEEN = 8  # that are looked at for that: of nearly all who have been here longest, nothing has come
 READ_BYTES = 1024, 64 << 10  # recv takes the first even while it waits; it grows while it is filled
 IDLE_SECONDS = 2e6  # three weeks: the longest time-out that every system can count
 
@@ -122,7 +125,11 @@ CROWD_SECONDS = 0.1  # between two looks at that
 RATE = 50  # requests per second and person: nobody types so fast, scripts may
 RATE_BURST = 4  # seconds' worth that may come at once: a paste
 RATE_AHEAD = 60.0  # seconds; whoever sent more than that beyond the limit is cut
-WHO_PEOPLE = 100  # a `who` costs one request for each so many people that it lists
+REQUEST_BYTES = 1000  # cost one request more
+WHO_PEOPLE = 100  # a `who` costs one request more for each so many people that it lists
+NICK_COST = 25  # requests: a rename is a line on every screen that says nothing, so two in a second are enough
+JOINS = 100, 10  # a second from one address, and seconds' worth that may come at once: a school behind one router
+JOINS_KNOWN = 4096  # addresses of which that is remembered
 
 RECALL = 10, 60.0  # lines and seconds that are shown again from another seat
 FOLLOW_SECONDS = 0.1  # between looks at a file that grows
@@ -150,6 +157,11 @@ RETRY_PAUSES = 0.5, 10.0  # seconds between attempts to connect again, at first 
 PATIENCE_SECONDS = 60.0  # for which a script goes on with that; a person at a terminal decides alone
 NAME_TRIES = 5  # until a server that refuses every name is left alone
 SILENCE_SECONDS = 24.0  # without any, after which a link is dead: both ends are to know within 30
+STRETCH = 100_000  # rounds of hashing: what a code says of a certificate is so much dearer to forge
+GUESSES = 5, 30  # wrong keys, from one address and in all, that are answered
+GUESS_SECONDS = 60.0  # ... in such a time
+RECORD_BYTES = 16 << 10  # what TLS encrypts at a time
+SEALED_BYTES = 64 << 10  # that may come, or wait, without a word in it: a handshake, new keys over and over
 KEPT_BYTES = 1 << 20  # of replies that wait for somebody, until they are known to have come
 BACKLOG_BYTES = 1 << 20  # of lines kept for the recording while it fails: minutes of talk
 SYNC_SECONDS = 1.0  # until what is recorded survives a power cut, too
@@ -164,6 +176,7 @@ BATCH_SECONDS = 0.005  # what writing one may take; more, and the next is half a
 SCREEN_LINES = 1000  # waiting for a terminal; what is beyond is counted, not shown
 SCREEN_CHARACTERS = 256 << 10  # the same
 DEAR_LINES = 20  # shown even when the rest of a flood is skipped
+TWICE_SECONDS = 0.1  # some programs send a signal twice; a person who insists takes longer
 MUTE_MINUTES = 5  # unless the host says how many
 GATHER_SECONDS = 0.01  # between two looks at what has come, while much comes
 UNSENT_SECONDS = 1.0  # after which a line without its echo counts as still on its way
@@ -173,12 +186,19 @@ AHEAD = 50  # lines that a script may be ahead of the server's confirmation: les
 ACKNOWLEDGE_SECONDS = 2.0  # how long a leaving client waits for the server's last line
 
 
+FINAL = "kicked", "elsewhere", "no-key"  # after such an error it is of no use to try again
+
+
 class ChatError(Exception):
     """Something a person should read: one plain sentence, and for the wire a code, a free name, an id."""
 
     def __init__(self, text, code="bad-line", name=None):
         super().__init__(text)
         self.code, self.name, self.id = code, name, None
+
+
+class NoRequest(ChatError):
+    """What was sent asks nothing at all: whoever sent it may speak something else."""
 
 
 def program():
@@ -265,14 +285,14 @@ def decode(line):
     if line.count("[") + line.count("{") > NESTING:
         outside = _string.sub("", line)
         if outside.count("[") + outside.count("{") > NESTING:
-            raise ChatError("this line is nested too deeply")
+            raise NoRequest("this line is nested too deeply")
     line = line.strip(" \t\r\n")
     try:
         value, end = _scan(line, 0)
     except (ValueError, StopIteration, RecursionError):
         end = -1
     if end != len(line) or type(value) is not dict:
-        raise ChatError("this is not a line of this chat, which are JSON objects such as "
+        raise NoRequest("this is not a line of this chat, which are JSON objects such as "
                         '{"do":"say","text":"hello"}')
     return value
 
@@ -396,7 +416,8 @@ REPLIES = {
 }
 # What any of these may have besides: whoever comes back tells what they have had so far, and is told where they are.
 OPTIONAL = {
-    "hello": {"back": TRUE, "token": STRING, "session": STRING, "run": STRING, "last": COUNT, "had": COUNT},
+    "hello": {"back": TRUE, "token": STRING, "session": STRING, "run": STRING, "last": COUNT, "had": COUNT,
+              "proof": STRING},
     "ping": {"had": COUNT},
     "welcome": {"seat": COUNT, "token": STRING, "run": STRING, "since": COUNT},
     "who": {"away": AWAY},
@@ -406,14 +427,15 @@ OPTIONAL = {
 def decode_request(line):
     """The request that a line makes, checked; extra fields are ignored."""
     if line is None or len(line) > LINE_BYTES >> 2 and len(line.encode(errors="surrogateescape")) > LINE_BYTES:
-        raise ChatError(f"a line has at most {LINE_BYTES:,} bytes", "too-long")
+        raise NoRequest(f"a line has at most {LINE_BYTES:,} bytes", "too-long")
     request = decode(line)
     do, id = request.get("do"), request.get("id")
     if id is not None and not COUNT.fits(id):
         raise ChatError(f'"id" must be {COUNT.words}')
     try:
         if type(do) is not str or do not in REQUESTS:
-            raise ChatError(f'"do" must be one of: {" ".join(REQUESTS)}')
+            kind = ChatError if type(do) is str else NoRequest  # the first may be from a client that can do more
+            raise kind(f'"do" must be one of: {" ".join(REQUESTS)}')
         check_fields(do, REQUESTS[do], request)
     except ChatError as error:
         error.id = id
@@ -444,18 +466,18 @@ def check_fields(word, fields, given):
     for field, kind in fields.items():
         if not kind.fits(given.get(field)):
             raise ChatError(f'{word} needs "{field}": {kind.words}')
-    for field, kind in OPTIONAL.get(word, {}).items():
+    for field, kind in OPTIONAL[word].items() if word in OPTIONAL else ():
         if field in given and not kind.fits(given[field]):
             raise ChatError(f'the "{field}" of {word} must be {kind.words}')
 
 
-def blocks(receive, limit):
-    """Yield what arrives as blocks of whole lines; None stands for a line over the limit."""
+def blocks(receive, limit, first=b""):
+    """Yield what arrives, behind this first, as blocks of whole lines; None stands for a line over the limit."""
     # Many lines that arrived together are judged and appended together. The read size grows while it
     # is filled, because recv allocates all of it before it waits, in every thread.
     size, rest, skipping = READ_BYTES[0], b"", False
     while True:
-        data = receive(size)
+        data, first = first or receive(size), b""
         if not data:
             return
         if len(data) == size and size < READ_BYTES[1]:
@@ -1100,6 +1122,183 @@ class Secrets:
         return seat if seat <= self.since(run) else None
 
 
+# --- the certificate ---
+
+# The curve P-256, on which a key is a number and what the world sees of it a point: the base, added up so many times.
+PRIME = 2**256 - 2**224 + 2**192 + 2**96 - 1
+ORDER = 0xffffffff00000000ffffffffffffffffbce6faada7179e84f3b9cac2fc632551
+BASE = (0x6b17d1f2e12c4247f8bce6e563a440f277037d812deb33a0f4a13945d898c296,
+        0x4fe342e2fe1a7f9b8ee7eb4a7c0f9e162bce33576b315ececbb6406837bf51f5)
+EC_KEY, CURVE, SIGNED, NAMED = map(bytes.fromhex, (  # how certificates name these things
+    "06072a8648ce3d0201", "06082a8648ce3d030107", "06082a8648ce3d040302", "0603550403"))
+
+
+def _add_points(one, other):
+    (x, y), (u, v) = one, other
+    slope = 3 * (x * x - 1) * pow(2 * y, -1, PRIME) if one == other else (v - y) * pow(u - x, -1, PRIME)
+    w = (slope * slope - x - u) % PRIME
+    return w, (slope * (x - w) - y) % PRIME
+
+
+def _point(number):
+    total, power = None, BASE
+    while number:
+        if number & 1:
+            total = _add_points(total, power) if total else power
+        power = _add_points(power, power)
+        number >>= 1
+    return total
+
+
+def _der(tag, *parts):
+    # One value as certificates write it: what it is, how long, and its parts.
+    body = b"".join(parts)
+    size = len(body).to_bytes((len(body).bit_length() + 7) // 8, "big")
+    return bytes([tag, len(body)] if len(body) < 128 else [tag, 128 + len(size), *size]) + body
+
+
+def _der_number(number):
+    return _der(2, number.to_bytes(number.bit_length() // 8 + 1, "big"))
+
+
+def make_certificate():
+    """A certificate that vouches for itself, and its key, as the bytes of two DER structures."""
+    import hashlib
+
+    # Valid for all times, since clocks are wrong; nobody trusts it for what it says, only for its hash in a code. That
+    # this arithmetic takes longer for some numbers tells nobody anything: each key signs once, before anybody knows it.
+    key, nonce = (int.from_bytes(os.urandom(48), "big") % (ORDER - 1) + 1 for _ in range(2))
+    public = _der(3, b"\0\4", *[part.to_bytes(32, "big") for part in _point(key)])
+    name, signed = _der(0x30, _der(0x31, _der(0x30, NAMED, _der(12, b"chat")))), _der(0x30, SIGNED)
+    times = _der(0x30, _der(23, b"700101000000Z"), _der(24, b"99991231235959Z"))
+    serial = _der_number(int.from_bytes(os.urandom(8), "big"))
+    body = _der(0x30, serial, signed, name, times, name, _der(0x30, _der(0x30, EC_KEY, CURVE), public))
+    r = _point(nonce)[0] % ORDER
+    s = pow(nonce, -1, ORDER) * (int(hashlib.sha256(body).hexdigest(), 16) + r * key) % ORDER
+    signature = _der(3, b"\0", _der(0x30, _der_number(r), _der_number(s)))
+    return (_der(0x30, body, signed, signature),
+            _der(0x30, _der_number(1), _der(4, key.to_bytes(32, "big")), _der(0xa0, CURVE), _der(0xa1, public)))
+
+
+def open_context(end):
+    """What TLS is to be like here, for the "SERVER" or the "CLIENT" end."""
+    try:
+        import ssl
+    except ImportError:
+        raise ChatError("this Python lacks the module ssl, without which nothing can be encrypted; an open room needs "
+                        "none") from None
+    context = ssl.SSLContext(getattr(ssl, f"PROTOCOL_TLS_{end}"))
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # the code says whom to trust
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_TICKET | getattr(ssl, "OP_NO_RENEGOTIATION", 0)
+    return context
+
+
+def _use_certificate(path):
+    # What encrypts with the certificate in this file, and the certificate itself, as the other end of a link sees it.
+    import ssl
+
+    context = open_context("SERVER")
+    context.num_tickets = 0  # nobody resumes, and each would cost a send
+    context.load_cert_chain(path, password="")  # without one it would ask for it
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    server, client = context.wrap_bio(there, back, True), open_context("CLIENT").wrap_bio(back, there)
+    for end in (client, server, client, server, client):
+        with contextlib.suppress(ssl.SSLWantReadError):
+            end.do_handshake()
+    return context, client.getpeercert(True)
+
+
+def _make_pem():
+    import base64
+
+    texts = [f"-----BEGIN {kind}-----\n{base64.encodebytes(data).decode()}-----END {kind}-----\n"
+             for kind, data in zip(("CERTIFICATE", "EC PRIVATE KEY"), make_certificate())]
+    return "".join(texts).encode()
+
+
+class Identity:
+    """The certificate by which people know that they have reached this computer, and what encrypts with it."""
+
+    def __init__(self):
+        import hashlib
+
+        path = os.path.join(state_folder(), "identity.pem")
+        try:
+            self.context, certificate = _use_certificate(path)
+        except (OSError, ValueError):  # there is none, or it is damaged
+            self.context, certificate = self._renew(path)
+        self.digest = hashlib.sha256(certificate).digest()
+        self.pin = stretch(self.digest)
+
+    def _renew(self, path):
+        # Read from a file that is ours for a moment: in its place none may be possible, or be another's who begins now.
+        import tempfile
+
+        pem = _make_pem()
+        with tempfile.TemporaryDirectory() as folder:
+            made = os.path.join(folder, "identity.pem")
+            keep_private(made, pem)
+            found = _use_certificate(made)
+        with contextlib.suppress(OSError):  # then it lives as long as this process
+            keep_private(path, pem)
+        return found
+
+
+# --- the code ---
+
+LETTERS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # none that is easily taken for another
+ALIKE = str.maketrans("OILoil", "011011", "- ")
+
+
+def spell(number, count):
+    """A number as so many letters of a code, 5 bits each."""
+    return "".join([LETTERS[number >> 5 * place & 31] for place in reversed(range(count))])
+
+
+def check_letter(letters):
+    """The letter that makes a code complete: no single wrong letter and no two swapped ones leave it right."""
+    doubled = [LETTERS.index(letter) * (1 + (place + len(letters)) % 2) for place, letter in enumerate(letters)]
+    return LETTERS[-sum(value // 32 + value % 32 for value in doubled) % 32]
+
+
+def stretch(digest):
+    """What a code says of the certificate with this hash: 50 bits, made dear, since a forger must make very many."""
+    import hashlib
+
+    stretched = hashlib.pbkdf2_hmac("sha256", digest, b"chat certificate", STRETCH)
+    return spell(int.from_bytes(stretched, "big") >> 256 - 50, 10)
+
+
+def prove(key, digest):
+    """The proof that one knows the key of a room, of use only to the server with the certificate of this hash."""
+    import hmac
+
+    return hmac.new(key.to_bytes(5, "big"), b"chat proof" + digest, "sha256").hexdigest()
+
+
+class Code(collections.namedtuple("Code", "pin key")):
+    """What one must know to come into a private room: the certificate's stretched hash, in letters, and the key."""
+
+    def __str__(self):
+        letters = self.pin + spell(self.key, 7)
+        letters += check_letter(letters)
+        return "-".join([letters[:6], letters[6:12], letters[12:]])
+
+    @classmethod
+    def read(cls, text):
+        """The code that somebody has typed; raises a ChatError if it is none."""
+        letters = text.translate(ALIKE).upper()
+        if len(letters) != 18 or not set(letters) <= set(LETTERS):
+            raise ChatError("a code is 18 letters and digits, such as K7Q2MX-9D3FTA-XW4P0C")
+        if check_letter(letters[:-1]) != letters[-1]:
+            raise ChatError("this code has a mistyped letter")
+        key = 0
+        for letter in letters[10:17]:
+            key = key << 5 | LETTERS.index(letter)
+        return cls(letters[:10], key)
+
+
 # === log ==========================================================================================
 # The one idea as a class. Events get their number, time and place here and nowhere else. The events of a
 # round are one chunk, and the chunks hang on one another like a chain: whoever is not up to date holds a
@@ -1136,6 +1335,12 @@ class Log:
         self.tail = Chunk(tail, 0, n)
         self.end = self.tail.end  # the size of the log, with what is pending
         self.kept = collections.deque([self.tail])  # the newest chunks, for newcomers and the console
+        self.talk = collections.deque()  # (place, lines) of the newest say and me lines, by which history is found
+        place = 0
+        for line in tail.split(b"\n")[:-1]:
+            if line.startswith((b'{"ev":"say"', b'{"ev":"me"')):
+                self.talk.append((place, line + b"\n"))
+            place += len(line) + 1
         start = datetime.datetime.fromisoformat(session["start"])
         self.t = max(t, (datetime.datetime.now().astimezone() - start).total_seconds())
         self.ticks = time.monotonic(), time.time()
@@ -1159,7 +1364,11 @@ class Log:
 
     def append_talk(self, who, requests):
         """Put one member's say and me requests at the end, as one batch; `who` is already quoted."""
-        self._add(encode_talk(self.n + 1, self.seconds(), who, requests), len(requests))
+        lines = encode_talk(self.n + 1, self.seconds(), who, requests)
+        self.talk.append((self.end, lines))
+        self._add(lines, len(requests))
+        while self.talk[0][0] + len(self.talk[0][1]) + HISTORY_BYTES <= self.end:
+            self.talk.popleft()
 
     def _add(self, lines, count):
         # Last of all, so that whatever could not be encoded has left no trace.
@@ -1169,15 +1378,16 @@ class Log:
 
     def history(self, most):
         """Where a newcomer starts to read: (the place, the n of the first line there)."""
-        place, first, talk, lines = self.end, None, 0, 0
-        for data in itertools.chain(reversed(self.pending), (chunk.data for chunk in reversed(self.kept))):
-            for line in reversed(data.split(b"\n")[:-1]):
-                lines += 1
-                if (talk == most or lines > most * HISTORY_STRETCH
-                        or self.end - place + len(line) >= HISTORY_BYTES):
+        # At the oldest of the last lines of talk, however many came and went in between; where nobody has said
+        # anything, at the end. This looks at no other lines, since whole crowds may come at once.
+        place, first = self.end, None
+        for at, lines in reversed(self.talk):
+            at += len(lines)
+            for line in reversed(lines[:-1].rsplit(b"\n", most)):
+                at -= len(line) + 1
+                if not most or self.end - at > HISTORY_BYTES:
                     return place, number_of(first) if first else self.n + 1
-                place, first = place - len(line) - 1, line
-                talk += line.startswith((b'{"ev":"say"', b'{"ev":"me"'))
+                place, first, most = at, line, most - 1
         return place, number_of(first) if first else self.n + 1
 
     def after(self, n):
@@ -1377,9 +1587,13 @@ class Bell(threading.Event):
         now = time.monotonic()
         if now - self.told >= FAULT_SECONDS:
             self.told = now
-            self.faults.append(f"something went wrong ({type(error).__name__}): it cost one connection or one line, "
-                               "and the rest goes on")
-            self.set()
+            self.tell(f"something went wrong ({type(error).__name__}): it cost one connection or one line, and the rest "
+                      "goes on")
+
+    def tell(self, text):
+        """Have the host told this."""
+        self.faults.append(text)
+        self.set()
 
 
 class Fanout:
@@ -1438,7 +1652,8 @@ class Fanout:
         try:
             step(*arguments)
         except Exception as error:
-            self.spoken.fail(error)
+            if not isinstance(error, OSError):  # that a connection breaks is no fault
+                self.spoken.fail(error)
             with contextlib.suppress(Exception):  # its reader, or its next turn, sees to the rest
                 if member:
                     self._break(member)
@@ -1513,22 +1728,18 @@ class Fanout:
                 sent = send(data)
             except BlockingIOError:
                 sent = 0
-            except OSError:
-                sent = -1
             except Exception as error:
-                sent = -1
-                self.spoken.fail(error)
+                sent = error
             if sent != size:
                 late.append((member, sent))
         for member, sent in late:
             self.spare(member, self._fall_behind, member, chunk, sent)
 
     def _fall_behind(self, member, chunk, sent):
-        if sent < 0:
-            self._break(member)
-        else:
-            self._start_lag(member, chunk, memoryview(chunk.data)[sent:])
-            self._watch(member)
+        if isinstance(sent, Exception):
+            raise sent
+        self._start_lag(member, chunk, memoryview(chunk.data)[sent:])
+        self._watch(member)
 
     def _post(self, member, letter):
         if member.lag:
@@ -1630,8 +1841,14 @@ class Room:
         self.seats = {}  # seat: member, of those who can come back
         self.held = {}  # the same, of those whose link is lost, in the order of their losing it
         self.secrets = Secrets(self.log.session["id"])
+        self.gate = None  # keeps out who has no key, where the room is private
         self.host = Member(None)  # speaks and acts, but is not among the people
         self.host.name, self.host.quoted = "server", quote("server")
+
+    @property
+    def private(self):
+        """Whether it is only for people with its code, and encrypted."""
+        return self.gate is not None
 
     @property
     def closed(self):
@@ -1759,7 +1976,8 @@ class Room:
         member.left = True
         del self.people[member.key]
         self.seats.pop(member.seat, None)
-        if self.held.pop(member.seat, None):
+        self.held.pop(member.seat, None)
+        if member.back and why == "lost" or member.away is not None:
             self._tell_tellers(member)
 
     def _tell_tellers(self, member):
@@ -2091,28 +2309,242 @@ def complete(before, commands, names):
 # locals every person pays for, which is why waiting for the hello is a function of its own.
 
 
-def act(room, member, lines):
-    """Carry out what a member's lines ask, in order; returns how many were refused."""
-    talk, refused = [], 0
+class Refusals:
+    """How many lines of one person came to nothing: too many, and the other side speaks something else."""
+
+    # Mistakes between good lines may go on for ever, but not what is no request at all.
+
+    __slots__ = "row", "senseless"
+
+    def __init__(self):
+        self.row = self.senseless = 0
+
+    def count(self, error):
+        """Count one more; returns why its writer has to go, if it is one too many."""
+        self.row += 1
+        self.senseless += isinstance(error, NoRequest)
+        if self.senseless == REFUSED_LINES:
+            return f"{REFUSED_LINES} of your lines could not be understood"
+        return f"{REFUSED_LINES} of your requests in a row were refused" if self.row == REFUSED_LINES else None
+
+
+def act(room, member, lines, refusals):
+    """Carry out what a member's lines ask, in order; returns what that costs, in requests."""
+    talk, cost, reason = [], len(lines), None
     for line in lines:
-        if member.left:
+        if member.left or reason:
             break
         request = {}
         try:
             request = decode_request(line)
             if request["do"] in ("say", "me"):
                 talk.append(request)
-                continue
-            if talk:
-                room.ask(member, {"do": "talk", "said": talk})
-                talk = []
-            room.ask(member, request)
+            else:
+                if talk:
+                    room.ask(member, {"do": "talk", "said": talk})
+                    talk = []
+                cost += _surcharge(room, request)
+                room.ask(member, request)
+            refusals.row = 0
         except ChatError as error:
             room.refuse(member, error, request.get("id", error.id))
-            refused += 1
+            reason = refusals.count(error)
     if talk:
         room.ask(member, {"do": "talk", "said": talk})
-    return refused
+    if reason:
+        _remove(room, member, reason)
+    return cost
+
+
+def _surcharge(room, request):
+    # Before it is carried out, since one refusal of a name is as dear as a rename.
+    if request["do"] == "nick":
+        return NICK_COST - 1
+    return len(room.people) // WHO_PEOPLE if request["do"] == "who" else 0
+
+
+class Tls:
+    """One end of an encrypted link: makes of what is said what is sent, and the other way round; knows no socket."""
+
+    # OpenSSL does not bear two threads in one link. So whoever reads or sends takes this lock, and never waits with it.
+    # What TLS has to say by itself goes out before the next that is said.
+
+    __slots__ = "lock", "end", "incoming", "outgoing", "idle", "over", "ended"
+
+    def __init__(self, context, server):
+        import ssl
+
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.end = context.wrap_bio(self.incoming, self.outgoing, server)
+        self.lock, self.idle = threading.Lock(), 0  # how many bytes came without a word in them
+        self.over = self.ended = False  # whether the other side has said that nothing follows, and whether this one has
+
+    def shake_hands(self, sock, until):
+        """Agree with the other side on how to encrypt, until this time; raises an OSError if they do not."""
+        import ssl
+
+        while True:
+            sock.settimeout(max(0.001, until - time.monotonic()))
+            try:
+                self.end.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                pass
+            finally:  # the last word is to go out, too, or the complaint
+                sock.sendall(self.outgoing.read())
+            self._take(sock.recv(READ_BYTES[0]))
+        if self.end.version() not in ("TLSv1.2", "TLSv1.3"):
+            raise ConnectionAbortedError("an old kind of encryption")
+
+    def _take(self, data):
+        # Whoever keeps this end busy without a word, or lets answers pile up, is cut.
+        self.incoming.write(data)
+        self.idle += len(data)
+        if not data or self.idle > SEALED_BYTES or self.outgoing.pending > RECORD_BYTES:
+            raise ConnectionAbortedError("nothing was said")
+
+    def encrypt(self, data):
+        """What is to be sent for this, with all that waits to be sent before it."""
+        with self.lock:
+            if data:  # some versions do not take nothing
+                self.end.write(data)
+            return self.outgoing.read()
+
+    def decrypt(self, data):
+        """What was said, now that these bytes have come; nothing if it is not whole yet, or `over`."""
+        import ssl
+
+        with self.lock:
+            if self.ended:
+                return data  # nobody listens any more, it only has to be taken off the wire
+            if data:
+                self._take(data)
+            words = []
+            try:
+                for word in iter(lambda: self.end.read(RECORD_BYTES), b""):
+                    words.append(word)
+                self.over = True
+            except ssl.SSLWantReadError:
+                self.idle = 0 if words else self.idle
+            except ssl.SSLZeroReturnError:
+                self.over = True
+        return b"".join(words)
+
+    def finish(self):
+        """What tells the other side that nothing follows."""
+        with self.lock:
+            self.ended = True
+            with contextlib.suppress(OSError):
+                self.end.unwrap()
+            return self.outgoing.read()
+
+
+class Sealed:
+    """A socket that encrypts: neither the fan-out nor who reads can tell it from a plain one."""
+
+    # While anything of what was taken waits here to be sent, its last byte counts as not taken. So whoever has sent all
+    # knows that nothing waits, and whoever has not comes again, beginning with that byte. `send` does not wait, for the
+    # holder of the baton; `sendall` does, for the sender of a client. `recv` is the reader's, who has a Sealed of its
+    # own with the same Tls, as it has a socket of its own.
+
+    __slots__ = "sock", "tls", "rest"
+
+    def __init__(self, sock, tls):
+        self.sock, self.tls, self.rest = sock, tls, b""
+
+    def __getattr__(self, name):
+        return getattr(self.sock, name)  # all else is as it is there
+
+    def dup(self):
+        """One more for the same link, as sockets do."""
+        return Sealed(self.sock.dup(), self.tls)
+
+    def send(self, data):
+        """Send what the system takes without waiting; returns how much of it that is."""
+        data, taken = memoryview(data), 0
+        try:
+            if self.rest:
+                self._push()
+                taken = 1  # this byte was in what waited
+            while taken < len(data):
+                piece = data[taken:taken + RECORD_BYTES]
+                self.rest = self.tls.encrypt(piece)
+                taken += len(piece)
+                self._push()
+        except BlockingIOError:
+            if taken < 2:
+                raise
+            taken -= 1
+        return taken
+
+    def _push(self):
+        while self.rest:
+            self.rest = self.rest[self.sock.send(self.rest):]
+
+    def sendall(self, data):
+        """Send all of this, and wait for it."""
+        self.sock.sendall(self.tls.encrypt(data))
+
+    def recv(self, size):
+        """Wait for something to be said; returns it, or nothing at the end."""
+        data = b""  # something may have come behind the handshake
+        while True:
+            words = self.tls.decrypt(data)
+            if words or self.tls.over:
+                return words
+            data = self.sock.recv(size)
+            if not data:
+                return b""
+
+    def shutdown(self, how):
+        """End one direction or both; the other side is told, if it still takes something."""
+        if how == socket.SHUT_WR:
+            with contextlib.suppress(OSError):
+                self.rest += self.tls.finish()
+                self._push()
+        self.sock.shutdown(how)
+
+
+class Gate:
+    """What a private room has before its door: who shows no key does not get as far as the room."""
+
+    # Every proof is looked at, however many are wrong, so that a right one always lets in. Guessing the key takes years
+    # all the same; answers, by which one notices mistakes, are for people, who make few.
+
+    def __init__(self, identity):
+        self.identity = identity
+        self.lock, self.wrong = threading.Lock(), collections.deque()  # (when, from which network), of those answered
+        self.told = float("-inf")  # when the host was last told
+
+    def code(self, room):
+        """The code that lets in at the moment."""
+        return Code(self.identity.pin, room.secrets.key)
+
+    def check(self, room, member, network, request):
+        """Refuse what neither proves that its writer knows the key nor has a token of this room."""
+        import hmac
+
+        right, given = prove(room.secrets.key, self.identity.digest), request.get("proof", "")
+        if request["do"] == "hello" and (hmac.compare_digest(given.encode(), right.encode()) or
+                                         room.secrets.seat_of(request.get("token", "")) is not None):
+            return
+        now = time.monotonic()
+        if self._may_answer(network, now):
+            raise ChatError("this room lets in only people with its code, and this is not it, or no longer", "no-key")
+        if now - self.told > GUESS_SECONDS:
+            room.fanout.spoken.tell("somebody tries many wrong keys; they get no answer any more, and a right one still lets in")
+        self.told = now
+        raise ConnectionAbortedError("one wrong key too many")
+
+    def _may_answer(self, network, now):
+        with self.lock:
+            while self.wrong and self.wrong[0][0] < now - GUESS_SECONDS:
+                self.wrong.popleft()
+            some, all = GUESSES
+            answer = len(self.wrong) < all and sum(other == network for when, other in self.wrong) < some
+            if answer:
+                self.wrong.append((now, network))
+            return answer
 
 
 def wait_for_rounds(fanout):
@@ -2130,65 +2562,259 @@ class Allowance:
     # A bucket that fills at the rate and holds a few seconds' worth. It may be overdrawn, since what was read is
     # carried out; the debt is waited for.
 
-    __slots__ = "rate", "left", "at"
+    __slots__ = "rate", "most", "left", "at"
 
-    def __init__(self, rate):
-        self.rate, self.left, self.at = rate, rate * RATE_BURST, time.monotonic()
+    def __init__(self, rate, seconds=RATE_BURST):
+        self.rate, self.most, self.left, self.at = rate, rate * seconds, rate * seconds, time.monotonic()
 
     def spend(self, requests):
         """Count these requests; returns the seconds until their writer is heard again."""
         now = time.monotonic()
-        self.left = min(self.left + (now - self.at) * self.rate, self.rate * RATE_BURST) - requests
+        self.left = min(self.left + (now - self.at) * self.rate, self.most) - requests
         self.at = now
         return max(0.0, -self.left / self.rate)
 
 
-def await_hello(room, member, arriving):
-    """Wait for the hello that makes a member; returns the lines that came with it, None if it left."""
-    refused = 0
-    for block in arriving:
-        lines = lines_of(block)
-        for number, line in enumerate(lines):
-            request = {}
-            try:
-                request = decode_request(line)
-                if request["do"] != "hello":
-                    raise ChatError('say who you are first: {"do":"hello","name":"bob"}', "not-yet")
-                request["missed"] = room.find_missed(request)  # whatever a client may have called so
-                wait_for_rounds(room.fanout)
-                room.ask(member, request)
-                return lines[number + 1:]
-            except ChatError as error:
-                refused += 1
-                # Nobody else sends to it yet, and a socket that is full already hears nothing.
-                member.out.send(encode(room.error(error, request.get("id", error.id))))
-                if refused == REFUSED_LINES:
-                    return None
+def network_of(address):
+    """What an address has in common with its neighbours: nothing, but for IPv6, where each may have half a network."""
+    if ":" not in address:
+        return address
+    return socket.inet_pton(socket.AF_INET6, address.partition("%")[0])[:8]
+
+
+def _is_whole(data):
+    # Whether a line has come, or a record of TLS, whose first byte begins no line.
+    is_record = len(data) > 4 and 0x14 <= data[0] <= 0x17
+    return b"\n" in data or is_record and len(data) >= 5 + int.from_bytes(data[3:5], "big")
+
+
+class Strangers:
+    """Who has connected and not said hello: there is place for so many, and who comes does not wait for it."""
+
+    # Only who waits for the other side stands here. A stranger's thread takes it out as soon as a whole line has come,
+    # even before it is read, and puts it back if that was no hello. So whoever has said hello never has to go; and
+    # since the oldest goes of those whose address has most, a flood from one address makes place for itself.
+    #
+    # Any thread may call these. The lock is not the room's, and is held over nothing that waits.
+
+    def __init__(self, limited=True):
+        self.lock = threading.Lock()
+        self.count, self.waiting = 0, {}  # network: {stranger: None}, the oldest first
+        self.joins = {} if limited else None  # network: the Allowance of those who come in from there
+
+    def add(self, stranger):
+        """Take one up who waits for the other side."""
+        with self.lock:
+            neighbours = self.waiting.setdefault(stranger.network, {})
+            self.count += stranger not in neighbours
+            neighbours.setdefault(stranger)
+            while self.count > STRANGERS and self._dismiss_one():
+                pass
+
+    def remove(self, stranger):
+        """Strike one out who is served, or gone."""
+        with self.lock:
+            self._remove(stranger)
+
+    def _remove(self, stranger):
+        neighbours = self.waiting.get(stranger.network, ())
+        if stranger in neighbours:
+            del neighbours[stranger]
+            self.count -= 1
+            if not neighbours:
+                del self.waiting[stranger.network]
+
+    def dismiss_one(self):
+        """Let one go, if there is anybody who may have to; returns whether there was."""
+        with self.lock:
+            return self._dismiss_one()
+
+    def _dismiss_one(self):
+        most = max(self.waiting.values(), key=len, default=())
+        for stranger in itertools.islice(most, STRANGERS_SEEN):
+            if not stranger.is_heard():
+                self._remove(stranger)
+                stranger.dismiss()
+                return True
+        return False
+
+    def wait_for_turn(self, network):
+        """Let somebody come in from there, a little later if many do; raises a ChatError if it is far too many."""
+        if self.joins is None:
+            return
+        with self.lock:
+            allowance = self.joins[network] = self.joins.pop(network, None) or Allowance(*JOINS)
+            if len(self.joins) > JOINS_KNOWN:
+                del self.joins[next(iter(self.joins))]
+            wait = allowance.spend(1)
+            if wait > RATE_AHEAD:
+                allowance.spend(-1)
+                raise ChatError("too many come in from your address at once; try again in a minute", "full")
+        time.sleep(wait)
+
+
+class Stranger:
+    """A connection whose hello has not come, and the time that it has for it."""
+
+    __slots__ = "out", "network", "others", "reader", "until", "names"
+
+    def __init__(self, out, address, others):
+        self.out, self.network, self.others = out, network_of(address), others
+        self.reader = None  # the socket that its thread receives from
+        self.until, self.names = time.monotonic() + HELLO_SECONDS, 0  # how many names were refused
+        others.add(self)
+
+    def recv(self, size):
+        """What the other side sends, as a socket returns it, now and when the hello has come."""
+        if self.until is None:
+            return self.reader.recv(size)
+        self.others.add(self)
+        self.reader.settimeout(self.left())
+        seen = self.reader.recv(size, socket.MSG_PEEK)
+        if _is_whole(seen):
+            self.others.remove(self)
+        return seen and self.reader.recv(len(seen))
+
+    def left(self):
+        """The seconds that it still has; raises an OSError if there are none."""
+        left = self.until - time.monotonic()
+        if left <= 0:
+            raise socket.timeout
+        return left
+
+    def try_again(self):
+        """Give it time to think of another name, though not for ever."""
+        self.names += 1
+        if self.names <= NAME_TRIES:
+            self.until = time.monotonic() + HELLO_SECONDS
+
+    def come_in(self):
+        """It is none any more."""
+        self.others.remove(self)
+        self.until = None
+
+    def is_heard(self):
+        """Whether a line of it has come that its thread has not got round to."""
+        try:
+            return _is_whole(self.out.recv(HELLO_BYTES, socket.MSG_PEEK))
+        except OSError:
+            return False
+
+    def dismiss(self):
+        """Break it off, which wakes its thread; for others than that."""
+        with contextlib.suppress(OSError):
+            self.out.shutdown(socket.SHUT_RDWR)
+
+    def linger(self, out):
+        """End it, slowly: closing on unread lines would take the last answer from the other side."""
+        until = time.monotonic() + ENDING_SECONDS / 2
+        with contextlib.suppress(Exception):
+            self.others.add(self)
+            out.shutdown(socket.SHUT_WR)
+            for _ in range(64):
+                self.reader.settimeout(max(0.01, until - time.monotonic()))
+                if not self.reader.recv(READ_BYTES[1]) or time.monotonic() > until:
+                    break
+        self.others.remove(self)
+
+
+def open_door(room, member, stranger):
+    """Wait for a first byte, and for a handshake; returns what to receive with, None if that is all."""
+    # What is not meant for this room hears one line that tells nothing of it. Silence stays silence.
+    reader = stranger.reader
+    reader.settimeout(stranger.left())
+    first = reader.recv(1, socket.MSG_PEEK)
+    encrypted = first == b"\x16"  # how the first message of TLS begins
+    if encrypted and room.private:
+        tls = Tls(room.gate.identity.context, True)
+        tls.shake_hands(reader, stranger.until)
+        member.out = Sealed(member.out, tls)
+        return Sealed(stranger, tls).recv
+    if first and encrypted == room.private:
+        return stranger.recv
+    if first:
+        error = (ChatError("this room is private: python3 chat.pyz join CODE@ADDRESS", "no-key") if room.private else
+                 ChatError("this room is open, and nothing in it is encrypted: join without a code"))
+        member.out.send(encode({**room.error(error), "t": 0.0}))
     return None
 
 
-def serve_member(room, member, arriving, lines, rate):
-    """Carry out the requests of a member until it leaves."""
-    allowance, refused = Allowance(rate) if rate else None, 0
-    for block in itertools.chain([lines], map(lines_of, arriving)):
+def await_hello(room, member, stranger, receive):
+    """Wait for the hello that makes a member; returns what came behind it, None if it left or has to."""
+    # Whatever may speak something else, as a browser does on behalf of any page that is open in it, has told so with
+    # its first line, and nothing that follows is looked at: some of it might be what a page would like to have said.
+    refused, rest = 0, b""
+    while True:
+        data = receive(HELLO_BYTES + 1 - len(rest))
+        if not data:
+            return None
+        *lines, rest = (rest + data).split(b"\n")
+        if len(rest) > HELLO_BYTES or not (refused or lines) and rest.strip()[:1] not in (b"", b"{"):
+            lines.append(rest)  # though it has no end; there is none to wait for
+        for number, line in enumerate(lines, 1):
+            error = _introduce(room, member, stranger, line.decode(errors="surrogateescape"))
+            if not error:
+                return b"\n".join([*lines[number:], rest])
+            refused += 1
+            senseless = refused == 1 and isinstance(error, NoRequest) or len(line) > HELLO_BYTES
+            if senseless or refused == REFUSED_LINES or error.code in FINAL:
+                return None
+            if error.code in ("bad-name", "name-taken"):
+                stranger.try_again()
+
+
+def _introduce(room, member, stranger, line):
+    # Returns the ChatError that was sent back, None if this line has made a member.
+    request = {}
+    try:
+        if len(line) > HELLO_BYTES:
+            raise NoRequest(f"a line before the hello has at most {HELLO_BYTES:,} bytes", "too-long")
+        request = decode_request(line)
+        if room.private:
+            room.gate.check(room, member, stranger.network, request)
+        if request["do"] != "hello":
+            raise ChatError('say who you are first: {"do":"hello","name":"bob"}', "not-yet")
+        if room.seat_of(request) is None:
+            stranger.others.wait_for_turn(stranger.network)
+        request["missed"] = room.find_missed(request)  # whatever a client may have called so
+        wait_for_rounds(room.fanout)
+        room.ask(member, request)
+    except ChatError as error:
+        # Nobody else sends to it yet, and a socket that is full already hears nothing. How old the session is, only
+        # people inside need to know.
+        reply = encode({**room.error(error, request.get("id", error.id)), "t": 0.0})
+        if member.out.send(reply) < len(reply):
+            raise ConnectionAbortedError("it does not listen") from None
+        return error
+    stranger.come_in()
+    return None
+
+
+def serve_member(room, member, receive, rest, rate):
+    """Carry out the requests of a member until it leaves; this rest of what came with its hello is the first."""
+    allowance, refusals = Allowance(rate) if rate else None, Refusals()
+    for block in map(lines_of, blocks(_metered(room, member, receive, allowance), LINE_BYTES, rest)):
         if member.left:
-            continue  # but read on, as in _linger
-        step = rate or len(block) or 1
+            continue  # but read on, as a stranger lingers
+        step = rate or len(block)
         for start in range(0, len(block), step):
             part = block[start:start + step]
             wait_for_rounds(room.fanout)
-            refused += act(room, member, part)
-            if refused >= REFUSED_LINES:
-                _remove(room, member, f"{REFUSED_LINES} of your lines could not be understood")
+            cost = act(room, member, part, refusals)
             room.flush()
             if allowance:
                 ahead = len(block) - start - len(part)
-                _hold_back(room, member, allowance.spend(_cost(room, part)), ahead / rate)
+                _hold_back(room, member, allowance.spend(cost), ahead / rate)
 
 
-def _cost(room, lines):
-    who = sum('"who"' in line for line in lines if line)  # a text may hold it too, and costs no less
-    return len(lines) + who * (len(room.people) // WHO_PEOPLE)
+def _metered(room, member, receive, allowance):
+    # What receives for somebody who has only so much of an allowance: bytes that never become a line cost as well.
+    def receive_slowly(size):
+        data = receive(size)
+        _hold_back(room, member, allowance.spend(len(data) / REQUEST_BYTES), 0)
+        return data
+
+    return receive_slowly if allowance else receive
 
 
 def _hold_back(room, member, wait, ahead):
@@ -2205,28 +2831,17 @@ def _remove(room, member, reason):
     room.ask(member, {"do": "leave", "why": "kicked", "text": reason})
 
 
-def _linger(reader, out):
-    # Closing on unread lines would take the last answer from the other side; it has a moment to go.
-    with contextlib.suppress(Exception):
-        out.shutdown(socket.SHUT_WR)
-        reader.settimeout(ENDING_SECONDS / 2)
-        for _ in range(64):
-            if not reader.recv(READ_BYTES[1]):
-                return
-
-
-def read_guest(room, member, rate):
+def read_guest(room, member, stranger, rate):
     """The thread of one connection, from its first byte to its last."""
-    out, why = member.out, "lost"
-    reader = socket.socket(out.family, out.type, out.proto, fileno=out.fileno())
+    why, stranger.reader = "lost", socket.socket(member.out.family, member.out.type, member.out.proto,
+                                                 fileno=member.out.fileno())
     try:
-        reader.settimeout(HELLO_SECONDS)
-        arriving = blocks(reader.recv, LINE_BYTES)
-        lines = await_hello(room, member, arriving)
-        if lines is not None:
-            reader.settimeout(SILENCE_SECONDS if member.back else IDLE_SECONDS)
+        receive = open_door(room, member, stranger)
+        rest = await_hello(room, member, stranger, receive) if receive else None
+        if rest is not None:
+            stranger.reader.settimeout(SILENCE_SECONDS if member.back else IDLE_SECONDS)
             room.flush()
-            serve_member(room, member, arriving, lines, rate)
+            serve_member(room, member, receive, rest, rate)
         why = "left"
     except OSError:
         pass  # the connection broke, or said nothing for too long: "lost" says so
@@ -2234,10 +2849,10 @@ def read_guest(room, member, rate):
         room.fail(error)
     finally:
         if member.seat is None:
-            _linger(reader, out)
-        reader.detach()
+            stranger.linger(member.out)
+        stranger.reader.detach()
         if member.seat is None:
-            out.close()
+            member.out.close()
         else:
             try:
                 room.ask(member, {"do": "lose", "why": why})
@@ -2305,14 +2920,11 @@ class Caretaker:
         with contextlib.suppress(OSError):  # full of calls already, or closed at the end
             self.bell.send(b"!")
 
-    def stop(self):
-        """End the thread and wait for it."""
+    def stop(self, seconds):
+        """Have the thread close the recording and end, and wait for it, but no longer than this."""
         self.stopped = True
         self.wake()
-        self.thread.join()
-        self.selector.close()
-        self.bell.close()
-        self.ear.close()
+        self.thread.join(seconds)
 
     def _run(self):
         wait = 0.0
@@ -2323,6 +2935,11 @@ class Caretaker:
                 self.fanout.spoken.fail(error)
                 time.sleep(AGAIN_SECONDS)
                 wait = 0.0
+        with self.fanout.baton:
+            if self.fanout.recording:
+                self.fanout.recording.close()
+        for thing in (self.selector, self.bell, self.ear):
+            thing.close()
 
     def _turn(self, wait):
         ready = [key.data for key, _ in self.selector.select(wait)]
@@ -2825,6 +3442,7 @@ class Server:
         self.room, self.listener, self.rate = room, listener, rate
         self.address = listener.getsockname()[:2]
         self.caretaker = Caretaker(room)
+        self.strangers = Strangers(bool(rate))
         self.guests = set()  # members, and who may become one, whose threads run
         self.warned = -60.0  # when the console was last told that there is no room for more
 
@@ -2837,61 +3455,85 @@ class Server:
         while not self.room.closed:
             try:
                 self._accept_one()
-            except OSError as error:
-                if not self.room.closed and error.errno != errno.ECONNABORTED:
-                    self._too_many(error.strerror)
             except Exception as error:
                 self.room.fail(error)
                 time.sleep(AGAIN_SECONDS)
 
     def _accept_one(self):
-        out, address = self.listener.accept()
+        try:
+            out, address = self.listener.accept()
+        except OSError as error:
+            if not self.room.closed and error.errno != errno.ECONNABORTED:
+                self._too_many(error.strerror)
+            return
         out.setblocking(False)
         tune(out)
-        guest = Member(out, address[0].replace("::ffff:", ""))
+        guest = Member(out, re.sub(r"^::ffff:(?=[0-9.]+$)", "", address[0]))
+        stranger = Stranger(out, guest.address, self.strangers)
         self.guests.add(guest)
         try:
             # Without a Thread object, which would cost each person a quarter more memory.
-            _thread.start_new_thread(self._run_guest, (guest,))
+            _thread.start_new_thread(self._run_guest, (guest, stranger))
         except (RuntimeError, MemoryError):
             self.guests.discard(guest)
+            self.strangers.remove(stranger)
             out.close()
             self._too_many("no more threads")
 
     def _too_many(self, reason):
-        # Who is inside stays served; the pause keeps the loop from spinning.
+        # Who is inside stays served; the pause keeps the loop from spinning, and gives who has to go the time for it.
         now = time.monotonic()
         if now - self.warned >= 60:
             self.warned = now
             self.room.ask(self.room.host, {"do": "notice", "text": "this computer cannot take more connections at "
                                                                    f"the moment ({reason})"})
             self.room.flush()
-        time.sleep(0.2)
+        time.sleep(0.02 if self.strangers.dismiss_one() else 0.2)
 
-    def _run_guest(self, guest):
+    def _run_guest(self, guest, stranger):
         try:
-            read_guest(self.room, guest, self.rate)
+            read_guest(self.room, guest, stranger, self.rate)
         except Exception as error:
             self.room.fail(error)
         finally:
+            self.strangers.remove(stranger)
             self.guests.discard(guest)
 
     def stop(self):
         """End the room for everyone: their last line, the recording closed, the threads gone."""
+        # This is the main thread, which hears the signals: it must not wait for a disk, so others carry out the end.
         if self.room.closed:
             return
         self.room.ask(self.room.host, {"do": "end"})
-        self.room.flush()
+        self.caretaker.wake()
         with contextlib.suppress(OSError):  # wakes accept; where it does not, the thread is a daemon
             self.listener.shutdown(socket.SHUT_RDWR)
         self.listener.close()
         deadline = time.monotonic() + ENDING_SECONDS + 0.2
-        while (self.guests or self.room.fanout.farewells) and time.monotonic() < deadline:
-            self._hurry(time.monotonic() > deadline - 0.3)
+        self._wait_for_guests(deadline - 0.3)
+        self._call_out()
+        self._wait_for_guests(deadline, late=True)
+        self.caretaker.stop(deadline + 0.2 - time.monotonic())
+
+    def _wait_for_guests(self, until, late=False):
+        fanout = self.room.fanout
+        while (self.guests or fanout.farewells or fanout.unsent) and time.monotonic() < until:
+            self._hurry(late)
             time.sleep(0.01)
-        self.caretaker.stop()
-        if self.room.fanout.recording:
-            self.room.fanout.recording.close()
+
+    def _call_out(self):
+        # Who is in step still has not been sent the end, since somebody with the baton waits for a disk that hangs, and
+        # before that goes on we are gone.
+        log = self.room.log
+        lines = b"".join(log.pending) or log.tail.data
+        for send in list(self.room.fanout.instep.values()):
+            with contextlib.suppress(OSError):
+                send(lines[lines.rfind(b"\n", 0, -1) + 1:])
+
+    def unrecorded(self):
+        """How many lines the recording still lacks."""
+        log, recording = self.room.log, self.room.fanout.recording
+        return log.n - log.tail.last + recording.backlog.count(b"\n") if recording else 0
 
     def _hurry(self, late):
         # Who never said hello has no farewell to wait for; at the end nobody has.
@@ -2979,6 +3621,16 @@ def lan_addresses():
     return [address for address in dict.fromkeys(found) if not address.startswith(("127.", "0."))]
 
 
+def ways_in(room, address):
+    """What others type to come into this room, one line for each address of this computer that may be the right one."""
+    host, port = address
+    hosts = [f"[{host}]" if ":" in host else host]
+    if host in ("::", "0.0.0.0"):
+        hosts = lan_addresses() or ["ADDRESS-OF-THIS-COMPUTER"]
+    code = f"{room.gate.code(room)}@" if room.private else ""
+    return [f"{command_line('join')} {code}{host}{'' if port == PORT else f':{port}'}" for host in hosts]
+
+
 def banner(room, address, everyone):
     """The lines with which a server introduces itself."""
     host, port = address
@@ -2986,10 +3638,11 @@ def banner(room, address, everyone):
     yield f"chat {__version__}: room {name} listens on {'all addresses' if everyone else shown}:{port}"
     if host in ("127.0.0.1", "::1"):
         yield f"  here type:      {command_line('join')}{'' if port == PORT else f' {shown}:{port}'}"
-        yield f"  for others open it to this network:  {command_line('serve --lan --open')}"
+        yield f"  for others open it to this network:  {command_line('serve --lan')}"
     else:
-        for other in (lan_addresses() if everyone else [shown]) or ["ADDRESS-OF-THIS-COMPUTER"]:
-            yield f"  others type:    {command_line('join')} {other}{'' if port == PORT else f':{port}'}"
+        yield from (f"  others type:    {line}" for line in ways_in(room, address))
+        yield ("  private: encrypted, and only for people with this code; /code new makes another one" if room.private
+               else "  open: everybody on this network can come in, and everything can be read on its way")
         yield "  it hangs there? A firewall, or Wi-Fi that keeps machines apart."
     if room.fanout.recording:
         yield f"  recording into  {room.fanout.recording.path}"
@@ -2999,11 +3652,12 @@ def banner(room, address, everyone):
 class Console:
     """The server's own view of the room, printed in batches by a thread, and its keyboard if it has one."""
 
-    # `run` is the main thread's. `end` may be called by a signal handler, hence at any moment of it.
+    # `run` is the main thread's. `end` may be called by a signal handler, hence at any moment of it; `insist` only by
+    # one. What is asked here is carried out by the caretaker: who waits for a disk hears no signals.
 
-    def __init__(self, room, screen):
-        self.room, self.n, self.screen = room, room.log.n, screen
-        self.ended = self.stopped = False
+    def __init__(self, room, screen, address=("", PORT)):
+        self.room, self.n, self.screen, self.address = room, room.log.n, screen, address
+        self.ended, self.stopped = 0.0, False  # when it was asked to end
         self.thread = threading.Thread(target=self._follow, name="console", daemon=True)
 
     def run(self):
@@ -3014,17 +3668,24 @@ class Console:
             self.screen.end()
         self.thread.start()
         self.screen.run()
+        self.ended = self.ended or time.monotonic()
 
     def end(self):
-        """Let `run` return; may be called by a signal handler."""
-        self.ended = True
+        """Let `run` return."""
+        self.ended = self.ended or time.monotonic()
         self.screen.end()
 
-    def stop(self):
-        """Print what is left, once the room is closed, and end the thread."""
+    def insist(self):
+        """Let `run` return; the second time, end at once, whatever is still waited for."""
+        if self.ended and time.monotonic() - self.ended > TWICE_SECONDS:
+            os._exit(1)
+        self.end()
+
+    def stop(self, seconds):
+        """Print what is left, once the room is closed, and end the thread, unless the terminal is held back."""
         self.stopped = True
         self.room.fanout.spoken.set()
-        self.thread.join(1.0)  # not longer: a terminal that is held back must not hold the end
+        self.thread.join(seconds)
 
     def _follow(self):
         last = False
@@ -3074,7 +3735,7 @@ class Console:
     def take_line(self, text):
         """Do what an entered line asks; returns False if it must stay in the input line."""
         done = obey(CONSOLE_COMMANDS, self, text)
-        self.room.flush()
+        self.room.fanout.wake()
         return done
 
     # --- the commands ---
@@ -3108,6 +3769,15 @@ class Console:
         check_text(text)
         self.ask("mark", text=text)
 
+    def _code(self, new=None):
+        if not self.room.private:
+            raise ChatError("this room is open, and needs no code")
+        if new and one_of(["new"], new):
+            self.room.secrets.new_key()
+            self.say_here("from now on one comes in with this code only; whoever is in stays in")
+        for line in ways_in(self.room, self.address):
+            self.say_here(line)
+
     def _log(self, switch):
         room = self.room
         if (one_of(("on", "off"), switch) == "on") == bool(room.fanout.recording):
@@ -3125,6 +3795,8 @@ CONSOLE_COMMANDS = {
     "kick": Command("NAME [reason]", "remove somebody", Console._kick),
     "mute": Command("NAME [minutes]", f"refuse what somebody says, for {MUTE_MINUTES} minutes or so many",
                     Console._mute),
+    "code": Command("[new]", "what others type to come in; with new by a new code, and no longer by the old one",
+                    Console._code),
     "mark": Command("TEXT", "put a chapter mark into the log", Console._mark),
     "log": Command("on|off", "record, into a new file in sessions/, or stop recording", Console._log),
     "quit": Command("", "end the room", Console.end),
@@ -3154,20 +3826,38 @@ def signals_caught(names, function):
         yield
 
 
-def serve(host="127.0.0.1", port=PORT, room="chat", log=None, history=HISTORY, rate=RATE, max_people=0):
+def serve(host="127.0.0.1", port=PORT, room="chat", log=None, history=HISTORY, rate=RATE, max_people=0,
+          for_all=False):
     """Open a room and serve it until a signal or its keyboard ends it; an empty host means every address."""
+    # Whatever others can reach is private, unless it is said in so many words that it is not.
     raise_limits()
     with open_listener(host, port) as listener:
+        private = not for_all and not re.match(r"127\.|::1$", listener.getsockname()[0])
+        gate = Gate(Identity()) if private else None
         server = Server(open_room(room, log, history, max_people), listener, rate)
-        console = Console(server.room, Pipe(sys.stdout))
-        with signals_caught(("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"), console.end):
+        server.room.gate = gate
+        console = Console(server.room, Pipe(sys.stdout), server.address)
+        # A terminal window that is closed may say so more than once.
+        with signals_caught(("SIGHUP",), console.end), \
+                signals_caught(("SIGINT", "SIGTERM", "SIGBREAK"), console.insist):
             server.start()
-            console.screen.show([[("text", line)] for line in banner(server.room, server.address, not host)])
-            console.run()
-            server.stop()
-            console.stop()
-    if console.thread.is_alive():
-        os._exit(0)  # stdout is held back, and Python's own last flush would wait for it, too
+            try:
+                console.screen.show([[("text", line)] for line in banner(server.room, server.address, not host)])
+                console.run()
+            except OSError:  # its terminal window was closed
+                silence(sys.stdout)
+            finally:
+                until = time.monotonic() + ENDING_SECONDS + 0.5
+                server.stop()
+                console.stop(max(0.1, until - time.monotonic()))
+    lost = server.unrecorded()
+    trouble = ChatError(f"{lost:,} {'line' if lost == 1 else 'lines'} could not be recorded") if lost else None
+    if console.thread.is_alive():  # stdout is held back, and Python's own last flush would wait for it, too
+        if trouble:
+            print(f"{program()}: {trouble}.", file=sys.stderr)
+        os._exit(bool(trouble))
+    if trouble:
+        raise trouble
 
 
 # === client =======================================================================================
@@ -3205,6 +3895,48 @@ def remember_address(address):
             file.write("\n".join(addresses[:RECENT]) + "\n")
 
 
+def find_invite(address):
+    """(the Code or None, the address without it), of CODE@ADDRESS or of an address for which CHAT_INVITE has a code."""
+    code, _, place = address.rpartition("@")
+    invite = os.environ.get("CHAT_INVITE", "")
+    if invite and not code:
+        code, _, known = invite.rpartition("@") if "@" in invite else (invite, "", "")
+        if known and place and parse_address(known) != parse_address(place):
+            code = ""  # it is for another room
+        place = place or known
+    return Code.read(code) if code else None, place
+
+
+def ask_code():
+    """Ask in a terminal for the code of a private room, without showing it."""
+    while True:
+        try:
+            return Code.read(getpass.getpass("Its code, which is not shown here: ").partition("@")[0])
+        except EOFError:
+            raise ChatError("there was no answer", "no-answer") from None
+        except ChatError as error:
+            print(f"{error}.")
+
+
+def seal(sock, code, until):
+    """Encrypt a connection until this time; returns (what is like a socket, the proof that one knows the key)."""
+    # Not a word is said before it is sure to whom.
+    import hashlib
+    import hmac
+
+    tls = Tls(open_context("CLIENT"), False)
+    try:
+        tls.shake_hands(sock, until)
+        digest = hashlib.sha256(tls.end.getpeercert(True) or b"").digest()
+        if hmac.compare_digest(stretch(digest), code.pin):
+            return Sealed(sock, tls), prove(code.key, digest)
+        reason = "what answers is not the server of this code: it is another one, or somebody is in between"
+    except OSError:
+        reason = "what answers is no private room; an open one is joined without a code"
+    sock.close()
+    raise ChatError(reason)
+
+
 def login_name():
     """The name under which a person is logged in, made into one that a room may accept."""
     try:
@@ -3221,7 +3953,7 @@ class Connection:
     # server two socket objects stand on one descriptor, since the one that receives looks up each second: a link that
     # brings nothing for long is dead, though its system may not know. The sender sees to it that something comes.
 
-    def __init__(self, host, port):
+    def __init__(self, host, port, code=None):
         self.until = time.monotonic() + CONNECT_SECONDS  # until the welcome has come
         try:
             self.sock = socket.create_connection((host, port), CONNECT_SECONDS)
@@ -3232,6 +3964,9 @@ class Connection:
             raise ChatError(f"no chat answers at {host}:{port} ({reason}); check the address, and whether "
                             f"the server runs") from None
         tune(self.sock)
+        self.proof = None
+        if code:
+            self.sock, self.proof = seal(self.sock, code, self.until)
         self.sock.settimeout(SILENCE_SECONDS)
         self.reader = self.sock.dup()
         self.reader.settimeout(1.0)
@@ -3304,12 +4039,12 @@ def _line_and_event(line):
         return b"", remark(0.0, f"a line of the server made no sense: {error}")
 
 
-def enter(host, port, hello):
+def enter(host, port, hello, code=None):
     """Connect and say hello; returns the connection, its batches, and the lines that opened them."""
     # One time-out holds for all until the welcome: what is no chat may say nothing at all, or go on for ever.
-    connection = Connection(host, port)
+    connection = Connection(host, port, code)
     batches, opening = connection.batches(), []
-    connection.send("hello", **hello)
+    connection.send("hello", **hello, proof=connection.proof)
     try:
         for batch in batches:
             opening += itertools.dropwhile(lambda pair: not opening and "here" in pair[1], batch)  # it may greet first
@@ -3340,9 +4075,6 @@ def ask_again(error):
     """Whoever sits at a terminal is asked, and may just press Enter for what the server offers."""
     print(f"{error}.")
     return ask("Another name", clean_row(error.name) if type(error.name) is str else "")
-
-
-FINAL = "kicked", "elsewhere", "no-key"  # after such an error it is of no use to try again
 
 
 def pauses():
@@ -3446,6 +4178,7 @@ class Link:
 
     def __init__(self, host, port, person, patience=float("inf")):
         self.host, self.port, self.person, self.patience = host, port, person, patience
+        self.code = None  # of a private room
         self.state, self.parting = "out", False
         self.wakeup, self.nudge = threading.Condition(), threading.Event()
         self.ids, self.unconfirmed = itertools.count(1), {}  # id: Asked
@@ -3465,7 +4198,8 @@ class Link:
     def _enter(self, name, choose_name):
         for attempt in range(NAME_TRIES):
             try:
-                entered = enter(self.host, self.port, {"name": name, "back": True, **self.progress.hello()})
+                hello = {"name": name, "back": True, **self.progress.hello()}
+                entered = enter(self.host, self.port, hello, self.code)
                 break
             except ChatError as error:
                 if not choose_name or error.code not in ("bad-name", "name-taken") or attempt == NAME_TRIES - 1:
@@ -3621,6 +4355,9 @@ class Link:
             self.receiver.join(1.0)
 
 
+_token = re.compile(rb',"token":"[^"]*"')  # a recording is handed round, and this opens a seat
+
+
 def is_talk(event):
     """Whether this is something that a person says, to all or to one."""
     return event.get("ev") in ("say", "me") or event.get("re") == "tell"
@@ -3692,7 +4429,7 @@ class Client:
         # What was said to this person; a pong or a broken line says nothing.
         if self.recording:
             words = ("welcome", "tell", "who", "error")
-            lines = [line for line, event in batch if "ev" in event or event.get("re") in words]
+            lines = [_token.sub(b"", line) for line, event in batch if "ev" in event or event.get("re") in words]
             trouble = self.recording.write(b"".join(lines))
             if trouble:
                 self.say_here(trouble)
@@ -3901,17 +4638,31 @@ def _interrupt():
     raise KeyboardInterrupt
 
 
+def _enter_at_terminal(link, name):
+    # At a terminal: a name that is refused can be given anew, and a code that lacks.
+    try:
+        link.join(name, ask_again)
+    except ChatError as error:
+        if error.code != "no-key" or link.code:
+            raise
+        print(f"{error}.")
+        link.code = ask_code()
+        link.join(name, ask_again)
+
+
 def join(address="", name=None, log=None, times=TIMES[0]):
     """Take part in the room at this address until the person leaves or it ends."""
+    code, address = find_invite(address)
     host, port = parse_address(address)
     if log and os.path.exists(log):
         raise ChatError(f"{log} exists already; choose another name")
     client = Client(host, port, log, times)
+    client.link.code = code
     signals = "SIGHUP", "SIGTERM", "SIGBREAK"
     try:
         with signals_caught(signals, _interrupt):
             if client.screen.attended:
-                client.link.join(name or ask("Your name", login_name()), ask_again)
+                _enter_at_terminal(client.link, name or ask("Your name", login_name()))
                 remember_address(address or "127.0.0.1")
             else:  # a script keeps to its name
                 client.link.join(name or login_name(), take_free if name is None else None)
@@ -4947,19 +5698,27 @@ def ask_until(question, default, check):
 
 
 def _menu_host():
-    everyone = choose("Who can come in?", ["this computer only", "everyone on this network"])
+    who = choose("Who can come in?", ["this computer only", "people with the code", "everyone on this network"])
     room = ask_until("Room", "chat", lambda text: check_text(text) and text)
     record = choose("Record what is said?", ["no", "yes, into a new file in sessions/"])
-    return (["serve"] + ["--lan", "--open"] * everyone + ([f"--room={room}"] if room != "chat" else [])
+    return (["serve"] + ["--lan", "--open"][:who] + ([f"--room={room}"] if room != "chat" else [])
             + ["--log"] * record)
+
+
+def _take_code(text):
+    # An address that was typed, without the code before it: that is not to be seen in a command line.
+    code, place = find_invite(text)
+    parse_address(place)
+    if code:
+        os.environ["CHAT_INVITE"] = f"{code}@{place}"
+    return place
 
 
 def _menu_join():
     # Without an address to choose there is no question whether it is to be another one.
     recent = recent_addresses()
     number = choose("Where?", recent + ["another address"]) if recent else 0
-    address = (recent + [None])[number] or ask_until("Address, as `serve` prints it", "127.0.0.1",
-                                                     lambda text: parse_address(text) and text)
+    address = (recent + [None])[number] or ask_until("Address, as `serve` prints it", "127.0.0.1", _take_code)
     return ["join", *["--"] * address.startswith("-"), address]  # else it would be taken for an option
 
 
@@ -4990,12 +5749,10 @@ def _menu_report():
 
 
 def _menu_give():
-    address = (lan_addresses() or ["ADDRESS-OF-THIS-COMPUTER"])[0]  # of several the likeliest; serve prints all
     print("This program is one file:", f"  {os.path.abspath(sys.argv[0])}",
-          "Copy it to a USB stick or send it, as any file. There, with Python 3.8 or newer, one types:",
-          f"  {command_line('join')} {address}",
-          "while you host a chat for everyone on this network, here:",
-          f"  {command_line('serve --lan --open')}", sep="\n")
+          "Copy it to a USB stick or send it, as any file. Host a chat for people with the code here:",
+          f"  {command_line('serve --lan')}",
+          "It prints what one types there, with Python 3.8 or newer.", sep="\n")
 
 
 MENU = (("host a chat", _menu_host), ("join a chat", _menu_join),
@@ -5059,10 +5816,10 @@ _speed = _number_option("a speed: 2 is twice as fast", float, lambda value: 0 < 
 
 def _add_serve(commands):
     parser = _add_command(commands, "serve", "open a room on this computer", (
-        "", "--lan --open", "--lan --open --room lab --log", "--log lab.jsonl --port 0"), _run_serve)
+        "", "--lan", "--lan --open --room lab --log", "--log lab.jsonl --port 0"), _run_serve)
     parser.add_argument("--host", help="listen on this address (default: 127.0.0.1, this computer only)")
     parser.add_argument("--port", type=int, default=PORT, help=f"default {PORT}; 0 takes any free one")
-    parser.add_argument("--lan", action="store_true", help="listen on all addresses; needs --open")
+    parser.add_argument("--lan", action="store_true", help="listen on all addresses, for people with the code")
     parser.add_argument("--open", action="store_true", help="let everyone in, and everything be read on its way")
     parser.add_argument("--room", default="chat", metavar="NAME", help="what the room is called")
     parser.add_argument("--log", nargs="?", const="", metavar="FILE.jsonl",
@@ -5075,13 +5832,10 @@ def _add_serve(commands):
 
 
 def _run_serve(options):
-    # How the options go together. To be reached by a whole network is never a default, and needs two words:
-    # one for the addresses, and one that says aloud that nothing keeps strangers out.
-    if options.lan and not options.open:
-        options.parser.error("--lan needs --open beside it for now: everyone on the network can then come in and "
-                             "read along")
-    if options.open and not options.lan:
-        options.parser.error("--open goes with --lan")
+    # How the options go together. To be reached by a whole network is never a default, and needs two words where
+    # nothing keeps strangers out: one for the addresses, and one that says so aloud.
+    if options.open and not options.lan and not options.host:
+        options.parser.error("--open goes with --lan or --host")
     if options.lan and options.host:
         options.parser.error("--lan listens on all addresses and --host on one; choose")
     _check_log(options)
@@ -5093,7 +5847,8 @@ def _run_serve(options):
         options.parser.error(str(error))
     host = "" if options.lan else options.host or "127.0.0.1"
     log = default_path(options.room) if options.log == "" else options.log
-    serve(host, options.port, options.room, log, options.history, options.rate, options.max_people)
+    serve(host, options.port, options.room, log, options.history, options.rate, options.max_people,
+          options.open)
 
 
 def _check_log(options):
@@ -5106,9 +5861,10 @@ def _check_log(options):
 
 def _add_join(commands):
     parser = _add_command(commands, "join", "take part in a room", (
-        "", "192.168.1.5", "192.168.1.5:7012 --name bob", "--name bob --log"), _run_join)
-    parser.add_argument("address", nargs="?", default="", metavar="ADDRESS",
-                        help=f"host, host:port or [v6]:port (default 127.0.0.1:{PORT})")
+        "", "K7Q2MX-9D3FTA-XW4P0C@192.168.1.5", "192.168.1.5:7012 --name bob", "--name bob --log"), _run_join)
+    parser.add_argument("address", nargs="?", default="", metavar="[CODE@]ADDRESS",
+                        help=f"host, host:port or [v6]:port (default 127.0.0.1:{PORT}); the code of a private room, if "
+                             "it is not here, is taken from CHAT_INVITE or asked for")
     parser.add_argument("--name", help="what the others see (default: asked for, or the login name)")
     parser.add_argument("--log", nargs="?", const="", metavar="FILE.jsonl",
                         help="record what you see, without FILE into a new one in sessions/")

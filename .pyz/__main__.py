@@ -3,7 +3,8 @@
 Python compiles everything that it imports from a zip again at every start, which takes longer than all the rest.
 So the first start unpacks the zip into the user's cache folder, where Python keeps the compiled modules, and later
 starts import from there. That copy is only for speed: whenever it cannot be had (home not writable, disk full, ...)
-chat runs straight from the zip.
+chat runs straight from the zip. So it does where somebody else may have put something into the copy, since what is
+imported from there runs in the user's name.
 
 There is no lock to wait for: a copy is made under a name of its own and then renamed, which happens entirely or not
 at all. Of several first starts at once one wins and all use its copy.
@@ -30,6 +31,15 @@ def folder_of_copies():
     return os.path.join(cache, "chat.pyz")
 
 
+def check_own(folder):
+    """Refuse a folder that somebody else owns or may write, or that is a link to one; Windows has other rights."""
+    import stat
+    found = os.lstat(folder)
+    if hasattr(os, "getuid") and (not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid()
+                                  or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
+        raise OSError("not one's own folder: " + folder)
+
+
 def remove_unused(copies):
     """Remove what no start has used for long: copies of other builds, unfinished ones of starts that were killed."""
     import shutil
@@ -37,8 +47,9 @@ def remove_unused(copies):
     for name in os.listdir(copies):
         path = os.path.join(copies, name)
         try:
-            unused = time.time() - os.stat(path).st_mtime
-        except OSError:  # another start has just renamed or removed it
+            unused = time.time() - os.lstat(path).st_mtime
+            check_own(path)  # through a link nothing is removed
+        except OSError:  # or another start has just renamed or removed it
             continue
         if unused > SECONDS_UNUSED_COPIES_STAY:
             shutil.rmtree(path, ignore_errors=True)
@@ -50,7 +61,9 @@ def unpack(archive, copy):
     import tempfile
     import zipfile
     copies = os.path.dirname(copy)
-    os.makedirs(copies, mode=0o700, exist_ok=True)
+    for folder in (os.path.dirname(copies), copies):
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        check_own(folder)
     remove_unused(copies)
     unfinished = tempfile.mkdtemp(dir=copies)
     try:
@@ -68,10 +81,12 @@ def copy_of(archive):
     """The folder with this build's unpacked modules, made if it is not there yet."""
     build = json.loads(__loader__.get_data("environment.json"))["build_id"]
     copy = os.path.join(folder_of_copies(), build[:12])  # short, because Windows allows 260 characters for a path
-    try:
-        os.utime(copy)  # the time of its last use
-    except FileNotFoundError:
+    if not os.path.lexists(copy):
         unpack(archive, copy)
+    copies = os.path.dirname(copy)
+    for folder in (os.path.dirname(copies), copies, copy):
+        check_own(folder)
+    os.utime(copy)  # the time of its last use
     return copy
 
 

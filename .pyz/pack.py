@@ -21,13 +21,14 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 TOP = HERE.parent
+UNUSED = "prompt_toolkit/contrib/"  # servers and grammars, which nothing else in the package imports
 INSTALLER_NOTES = {"RECORD", "INSTALLER", "REQUESTED", "direct_url.json"}  # different on each machine
 
 
 def stage_package(name, stage):
-    """Copy an installed package as it was in its wheel, licence and metadata included."""
+    """Copy an installed package as it was in its wheel, licence and metadata included, but for what nobody uses."""
     for file in distribution(name).files:
-        if file.name not in INSTALLER_NOTES and file.suffix != ".pyc":
+        if file.name not in INSTALLER_NOTES and file.suffix != ".pyc" and not file.as_posix().startswith(UNUSED):
             copy(file.locate(), stage / file)
 
 

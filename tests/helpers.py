@@ -211,13 +211,32 @@ def limited(**limits):
     return [sys.executable, "-c", LIMITED.replace("{limits}", repr(limits)), "-", chat.__file__]
 
 
-class Served:
-    """`python chat.py serve --port 0 ...` in a process of its own, once it listens."""
+# The same, with a disk that hangs while there is a file `hang` in the current folder.
+HANGING_DISK = """
+import os, sys, threading, time
+write, main = os.write, threading.main_thread()
 
-    def __init__(self, *options, python=sys.executable, bare=False, limits=None, **settings):
-        program = [python, "-c", BARE_SYSTEM, chat.__file__] if bare else [python, chat.__file__]
-        if limits:
-            program = limited(**limits)
+def write_or_hang(descriptor, data):
+    if os.path.exists("hang") and data.startswith(b'{"ev"'):
+        assert threading.current_thread() is not main, "no signal would be heard"
+        while os.path.exists("hang"):
+            time.sleep(0.01)
+    return write(descriptor, data)
+
+os.write = write_or_hang
+import runpy
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+class Served:
+    """`python chat.py serve --port 0 ...` in a process of its own, once it listens; a script may change its system."""
+
+    def __init__(self, *options, python=sys.executable, bare=False, script=None, limits=None, **settings):
+        script = BARE_SYSTEM if bare else script
+        program = [python, "-c", script, chat.__file__] if script else [python, chat.__file__]
+        program = limited(**limits) if limits else program
         self.process = subprocess.Popen(
             [*program, "serve", "--port", "0", *map(str, options)], stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",

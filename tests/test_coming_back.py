@@ -203,6 +203,16 @@ def test_the_teller_hears_that_private_lines_waited_in_vain():
         ["bob has gone without 2 private lines of yours"]
 
 
+def test_the_teller_hears_it_of_one_who_never_got_the_welcome_too():
+    room = taped_room()
+    ann, bob = enter(room, "ann"), chat.Member(Wire())
+    ask(room, bob, "hello", name="bob", back=True)
+    ask(room, ann, "tell", to="bob", text="1")
+    room.flush()
+    lose(room, bob)
+    assert ann.out.lines()[-1]["text"] == "bob has gone without a private line of yours"
+
+
 def test_so_much_waits_and_no_more():
     room = taped_room()
     ann, bob = enter(room, "ann"), sitting(room, "bob")

@@ -18,8 +18,7 @@ def run(tmp_path, words):
 
 
 @pytest.mark.parametrize("words, correction", [
-    (["serve", "--lan"], "--lan needs --open"),
-    (["serve", "--open"], "--open goes with --lan"),
+    (["serve", "--open"], "--open goes with --lan or --host"),
     (["serve", "--lan", "--open", "--host", "127.0.0.1"], "--lan listens on all addresses and --host on one; choose"),
     (["serve", "--log", "x.txt"], "write  chat.py serve --log x.txt.jsonl\n"),
     (["serve", "--log", "192.168.1.5"], "write  chat.py serve --log 192.168.1.5.jsonl\n"),

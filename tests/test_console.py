@@ -178,3 +178,14 @@ def test_without_a_terminal_it_only_prints_and_reads_nothing(tmp_path):
         process.kill()
         process.wait()
         process.stdout.close()
+
+
+def test_a_window_that_is_closed_ends_the_room_in_order(tmp_path):
+    with terminal.Console(tmp_path, "--room", "lab", "--log", "log.jsonl") as console, \
+            helpers.joined(console, "eve") as eve:
+        console.see("-- eve joined")
+        os.close(console.master)
+        console.master = os.open(os.devnull, os.O_RDWR)
+        assert eve.rest()[-1]["ev"] == "end"
+        eve.close()
+        assert b'"ev":"end"' in (tmp_path / "log.jsonl").read_bytes().splitlines()[-1]

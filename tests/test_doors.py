@@ -6,6 +6,7 @@ import random
 import socket
 import sys
 import threading
+import time
 
 import pytest
 
@@ -303,16 +304,19 @@ def test_a_full_room_says_so_and_can_be_tried_again():
 # --- too many mistakes ---
 
 
+MISTAKE = b'{"do":"dance"}\n'
+
+
 def test_19_refused_lines_are_forgiven(server):
     with Peer(server) as bob:
-        bob.send_bytes(b"nonsense\n" * 19 + HELLO)
+        bob.send_bytes(MISTAKE + b"nonsense\n" * 18 + HELLO)
         assert len(bob.until(re="welcome")) == 20
         assert len(ask(bob, b"nonsense\n" * 19)) == 2 + 19  # the session line and the own join came first
 
 
 def test_the_20th_refused_line_before_the_hello_closes_that_connection_only(server):
     with joined(server, "ann") as ann, Peer(server) as bob:
-        bob.send_bytes(b"GET / HTTP/1.1\n" * 20)
+        bob.send_bytes(MISTAKE + b"GET / HTTP/1.1\n" * 19)
         errors = bob.rest()
         assert len(errors) == 20 and errors[-1]["code"] == "bad-line"
         assert ask(ann, b"") == []
@@ -320,8 +324,31 @@ def test_the_20th_refused_line_before_the_hello_closes_that_connection_only(serv
 
 def test_the_last_answer_arrives_even_if_more_nonsense_was_under_way(server):
     with Peer(server) as bob:
-        bob.send_bytes(b"nonsense\n" * 20 + b"x" * 1_000_000)
+        bob.send_bytes(MISTAKE * 20 + b"x" * 1_000_000)
         assert len(bob.rest()) == 20
+
+
+def test_mistakes_between_good_lines_never_end_a_connection(server):
+    with joined(server, "bob") as bob:
+        for _ in range(30):
+            lines = ask(bob, MISTAKE + packet({"do": "tell", "to": "nobody", "text": "x"}, {"do": "hello", "name": "x"}))
+            assert [line["re"] for line in lines] == ["error"] * 3
+
+
+def test_20_requests_in_a_row_that_are_refused_do(server):
+    with joined(server, "bob") as bob:
+        bob.send_bytes(packet({"do": "say", "text": "first"}) + MISTAKE * 30 + packet({"do": "say", "text": "last"}))
+        lines = bob.rest()
+        assert [line.get("ev", line.get("code")) for line in lines if line.get("code") != "bad-line"] == [
+            "say", "leave", "kicked"]
+        assert lines[-1]["text"] == "20 of your requests in a row were refused"
+
+
+def test_20_lines_that_are_no_requests_do_whatever_stands_between_them(server):
+    with joined(server, "bob") as bob:
+        for number in range(20):
+            bob.send_bytes((b"nonsense\n", b"[]\n", b"{}\n", b"x" * 70_000 + b"\n")[number % 4] + SYNC)
+        assert bob.rest()[-1]["text"] == "20 of your lines could not be understood"
 
 
 def twenty_at_once(bob):
@@ -354,10 +381,140 @@ def test_refused_names_count_as_well(server):
         assert len(bob.rest()) == 20
 
 
-def test_one_who_never_says_hello_is_let_go(server, monkeypatch):
+# --- strangers ---
+
+
+@pytest.mark.parametrize("first", [
+    b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"POST / HTTP/1.1\r\n\r\n" + HELLO, b"\x16\x03\x01\x02\x00\x01\x00",
+    b"nonsense\n" + HELLO, b"\n" + HELLO, b"[]\n" + HELLO, b"{}\n" + HELLO, b'{"do":5}\n' + HELLO, b"{]\n" + HELLO,
+    b"G", b"   \r\xff", b"\xef\xbb\xbf" + HELLO], ids=repr)
+def test_one_whose_first_line_is_no_request_is_told_once_and_broken_off(server, first):
+    with joined(server, "ann") as ann, Peer(server) as bob:
+        bob.send_bytes(first)
+        assert [line["code"] for line in bob.rest()] == ["bad-line"]
+        assert ask(ann, b"") == []
+
+
+@pytest.mark.parametrize("first", [MISTAKE, b'{"do":"hello"}\n', b'{"do":"say","text":"hi"}\n', b" \t" + MISTAKE,
+                                   packet({"do": "hello", "name": "all"})], ids=repr)
+def test_one_whose_first_line_is_a_request_may_try_again(server, first):
+    with Peer(server) as bob:
+        bob.send_bytes(first + HELLO)
+        assert [line["re"] for line in bob.until(re="welcome")] == ["error", "welcome"]
+
+
+@pytest.mark.parametrize("before", [b"", MISTAKE])
+def test_a_line_before_the_hello_has_at_most_4_kib(server, before):
+    line = b'{"do":"hello","name":"bob","x":"%s"}\n'
+    longest = line % (b"x" * (4096 + 1 - len(line) + 2))
+    with Peer(server) as bob:
+        bob.send_bytes(before + longest)
+        bob.until(re="welcome")
+    with Peer(server) as bob:
+        bob.send_bytes(before + longest.replace(b"x" * 9, b"x" * 10))
+        assert bob.rest()[-1]["code"] == "too-long"
+
+
+@pytest.mark.parametrize("first", [b"", b"{", MISTAKE])
+def test_one_who_never_says_hello_is_let_go(server, monkeypatch, first):
     monkeypatch.setattr(chat, "HELLO_SECONDS", 0.1)
     with Peer(server) as bob:
-        assert bob.rest() == []
+        bob.send_bytes(first)
+        assert len(bob.rest()) == (first == MISTAKE)
+
+
+def test_the_time_until_the_hello_does_not_begin_anew_with_each_byte(server, monkeypatch):
+    monkeypatch.setattr(chat, "HELLO_SECONDS", 0.3)
+    start = time.monotonic()
+    with Peer(server) as bob, contextlib.suppress(OSError):
+        while time.monotonic() < start + 5:
+            bob.send_bytes(b" ")
+            time.sleep(0.02)
+    assert time.monotonic() < start + 2
+
+
+def test_it_does_with_a_name_that_is_refused_but_not_for_ever(server, monkeypatch):
+    monkeypatch.setattr(chat, "HELLO_SECONDS", 0.5)
+    start = time.monotonic()
+    with Peer(server) as bob, contextlib.suppress(OSError):
+        for number in range(10):
+            time.sleep(0.3)
+            bob.send(do="hello", name="all")
+        assert len(bob.rest()) in (6, 7)
+    assert time.monotonic() > start + 6 * 0.3
+
+
+class Socket:
+    """What a stranger that sent this is received from."""
+
+    def __init__(self, data=b""):
+        self.data, self.ended = data, False
+
+    def recv(self, size, flags=0):
+        if not self.data:
+            raise BlockingIOError
+        return self.data[:size]
+
+    def shutdown(self, how):
+        self.ended = True
+
+
+def crowd_of(strangers, count, address, data=b""):
+    return [chat.Stranger(Socket(data), address, strangers) for _ in range(count)]
+
+
+def dismissed(crowd):
+    return [number for number, stranger in enumerate(crowd) if stranger.out.ended]
+
+
+def test_when_there_are_too_many_the_oldest_goes_of_the_address_that_has_most():
+    strangers = chat.Strangers()
+    class_room = crowd_of(strangers, 100, "10.0.0.1")
+    flood = crowd_of(strangers, 1000, "10.0.0.2")
+    alone = crowd_of(strangers, 1, "10.0.0.3")
+    assert dismissed(class_room + alone) == [] and strangers.count == 512
+    assert dismissed(flood) == list(range(1000 - 411))
+    crowd_of(strangers, 400, "10.0.0.1")
+    assert dismissed(alone) == [] and strangers.count == 512
+    assert {len(neighbours) for neighbours in strangers.waiting.values()} == {1, 255, 256}
+
+
+def test_nobody_goes_whose_line_has_come_though_its_thread_has_not_seen_it():
+    strangers = chat.Strangers()
+    heard = crowd_of(strangers, 600, "10.0.0.1", HELLO)
+    assert dismissed(heard) == [] and strangers.count == 600
+    for stranger in heard:
+        stranger.come_in()
+    assert (strangers.count, strangers.waiting) == (0, {})
+
+
+@pytest.mark.parametrize("data, heard", [
+    (b"", False), (b"{", False), (b"x" * 5000, False), (b"x" * 4096 + b"\n", False), (HELLO, True), (HELLO * 2, True),
+    (b"\x16\x03\x01\x00\x05hello", True), (b"\x16\x03\x01\x00\x06hello", False), (b"\x16\x03\x01\x00", False)])
+def test_a_line_has_come_when_it_is_whole_and_a_record_of_tls_as_well(data, heard):
+    (stranger,) = crowd_of(chat.Strangers(), 1, "10.0.0.1", data)
+    assert stranger.is_heard() is heard
+
+
+@pytest.mark.parametrize("one, other, same", [
+    ("10.0.0.1", "10.0.0.2", False), ("fe80::1%eth0", "fe80::2", True), ("2001:db8:0:1::1", "2001:db8:0:1:ffff::9", True),
+    ("2001:db8:0:1::1", "2001:db8:0:2::1", False), ("::1", "10.0.0.1", False)])
+def test_addresses_of_ipv6_are_told_apart_by_their_first_half(one, other, same):
+    assert (chat.network_of(one) == chat.network_of(other)) is same
+
+
+def test_a_flood_of_silent_strangers_keeps_nobody_out_and_leaves_nothing_behind(server, monkeypatch):
+    monkeypatch.setattr(chat, "STRANGERS", 20)
+    with contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(Peer(server)) for _ in range(60)]
+        with joined(server, "ann") as ann:
+            for stranger in silent[:40]:
+                assert stranger.hear() is None
+            wait_for(lambda: len(server.guests) <= 21, "whoever had to go is gone")
+            assert ask(ann, b"") == []
+            silent[-1].send_bytes(HELLO)
+            silent[-1].expect(re="welcome")
+    wait_for(lambda: not (server.guests or server.strangers.count or server.strangers.waiting), "nobody is left")
 
 
 # --- leaving ---
@@ -497,11 +654,64 @@ def test_the_allowance_does_not_grow_over_a_burst(monkeypatch):
     assert allowance.spend(50) == pytest.approx(1)
 
 
-def test_a_who_costs_by_the_people_it_lists():
-    room = chat.Room()
-    for number in range(250):
-        room.ask(chat.Member(Wire()), {"do": "hello", "name": f"m{number}"})
-    assert chat._cost(room, ['{"do":"who"}', '{"do":"ping"}', None]) == 3 + 2
+def test_a_who_costs_by_the_people_it_lists_and_a_rename_more_than_a_word():
+    room, members = chat.Room(), [chat.Member(Wire()) for _ in range(250)]
+    for number, member in enumerate(members):
+        room.ask(member, {"do": "hello", "name": f"m{number}"})
+
+    def cost(*lines):
+        return chat.act(room, members[0], lines, chat.Refusals())
+
+    assert cost('{"do":"who"}', '{"do":"ping"}', None) == 3 + 2
+    assert cost('{"d\\u006f":"wh\\u006f"}') == 3, "however it is written"
+    assert cost('{"do":"say","text":"\\"who\\""}') == 1
+    assert cost('{"do":"nick","name":"new"}') == cost('{"do":"nick","name":"m1"}') == 25
+
+
+def test_bytes_cost_as_well_even_if_no_line_ever_ends():
+    with serving(rate=50) as server, joined(server, "bob") as bob:
+        start = time.monotonic()
+        bob.send_bytes(b'{"do":"ping","id":1,"x":"%s"}\n' % (b"x" * 60_000) * 6)  # 360 requests' worth, 160 over the burst
+        bob.until(re="pong", id=1)
+        for _ in range(5):
+            bob.expect_next(re="pong")
+        assert time.monotonic() - start > 1
+        bob.send_bytes(b"x" * 100_000 + b"\n")
+        bob.expect_next(re="error", code="too-long")
+        assert time.monotonic() - start > 4
+
+
+def test_joins_from_one_address_come_later_beyond_the_limit(monkeypatch):
+    monkeypatch.setattr(chat, "JOINS", (20, 1))
+    with serving(rate=50) as server, contextlib.ExitStack() as stack:
+        start = time.monotonic()
+        crowd = [stack.enter_context(Peer(server)) for _ in range(30)]
+        for number, peer in enumerate(crowd):
+            peer.send(do="hello", name=f"m{number}")
+        for peer in crowd:
+            peer.expect_next(re="welcome")
+        assert time.monotonic() - start > 0.4
+
+
+def test_joins_far_beyond_the_limit_are_refused_and_no_other_address_waits(monkeypatch):
+    clock = Clock(monkeypatch)
+    waits = []
+    monkeypatch.setattr(chat.time, "sleep", waits.append)
+    strangers = chat.Strangers()
+    for _ in range(1000 + 6000):
+        strangers.wait_for_turn("10.0.0.1")
+    assert waits[999] == 0 and waits[-1] == pytest.approx(60)
+    for _ in range(100):
+        with pytest.raises(chat.ChatError, match="too many come in from your address at once"):
+            strangers.wait_for_turn("10.0.0.1")
+    strangers.wait_for_turn("10.0.0.2")
+    clock.now += 1
+    strangers.wait_for_turn("10.0.0.1")
+    assert waits[-2] == 0 and waits[-1] == pytest.approx(59.01), "what was refused costs no one"
+    for number in range(5000):
+        strangers.wait_for_turn(number)
+    assert len(strangers.joins) == chat.JOINS_KNOWN
+    chat.Strangers(limited=False).wait_for_turn("10.0.0.1")
 
 
 def test_beyond_the_limit_lines_come_later_but_all_and_in_order():

@@ -740,7 +740,9 @@ def test_no_name_takes_long_to_judge(start):
     if "hello" not in start:
         room.ask(member, {"do": "hello", "name": "bob"})
     line = '{%s:"a%s"}' % (start, "\u0315" * 16_000 + "\u0316" * 16_000)
-    assert cheap(chat.act, room, member, [line]) == 1
+    refusals = chat.Refusals()
+    cheap(chat.act, room, member, [line], refusals)
+    assert refusals.row == 1
 
 
 @pytest.mark.parametrize("text", ["\u200b", "\u2060 \ufeff", "\u200d", "\u3164\n", "\u2800\u2800", "\u034f",

@@ -284,6 +284,70 @@ def test_copies_unused_for_a_month_are_removed(pyz, home):
     assert not old.exists() and recent.exists() and len(copies(home)) == 2
 
 
+def planted(folder):
+    """Put a module there that must not be imported."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (folder / "chat.py").write_text("raise SystemExit('somebody else was imported')")
+
+
+needs_rights = pytest.mark.skipif(not hasattr(os, "getuid"), reason="Windows has other rights")
+
+
+@needs_rights
+@pytest.mark.parametrize("which", ["", "chat.pyz", "chat.pyz/BUILD"], ids=["the cache", "all copies", "the copy"])
+@pytest.mark.parametrize("how", ["everybody may write", "the group may write", "somebody else's", "a link"])
+def test_a_copy_into_which_somebody_else_may_put_something_is_not_used(pyz, home, tmp_path, which, how):
+    works(sys.executable, pyz, home)
+    copy, = copies(home)
+    planted(copy)
+    shutil.rmtree(str(copy / "__pycache__"))
+    folder = home / ".cache" / which.replace("BUILD", copy.name)
+    if how == "a link":
+        folder.rename(tmp_path / "elsewhere")
+        folder.symlink_to(tmp_path / "elsewhere")
+    elif how != "somebody else's":
+        folder.chmod(0o777 if how.startswith("every") else 0o770)
+    elif os.getuid() == 0:
+        os.chown(str(folder), 12345, 12345)
+    else:
+        pytest.skip("only root may give a folder away")
+    works(sys.executable, pyz, home)
+
+
+@needs_rights
+def test_a_planted_module_would_be_noticed(pyz, home):
+    works(sys.executable, pyz, home)
+    copy, = copies(home)
+    planted(copy)
+    shutil.rmtree(str(copy / "__pycache__"))
+    assert "somebody else was imported" in run(sys.executable, pyz, "--version", home=home).stderr
+
+
+@needs_rights
+@pytest.mark.parametrize("umask", [0o002, 0o000, 0o077])
+def test_a_home_without_a_cache_gets_one_that_is_used(pyz, home, umask):
+    before = os.umask(umask)
+    try:
+        works(sys.executable, pyz, home)
+    finally:
+        os.umask(before)
+    assert len(copies(home)) == 1 and list(copies(home)[0].glob("__pycache__/chat.*.pyc"))
+
+
+@needs_rights
+def test_nothing_is_removed_through_a_link(pyz, home, tmp_path):
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.txt").write_text("three years")
+    old = home / ".cache/chat.pyz/old"
+    old.parent.mkdir(parents=True, mode=0o700)
+    old.symlink_to(precious)
+    for path in (precious, old):
+        os.utime(str(path), (0, 0), follow_symlinks=False)
+    works(sys.executable, pyz, home)
+    assert (precious / "thesis.txt").exists()
+
+
 def test_half_deleted_copy_is_completed_from_the_zip(pyz, home):
     works(sys.executable, pyz, home)
     for path in copies(home)[0].iterdir():

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -14,7 +15,7 @@ import time
 import pytest
 
 import chat
-from helpers import BARE_SYSTEM, SECONDS, Output, Peer, Served, Tape, ask, joined, serving, wait_for
+from helpers import BARE_SYSTEM, HANGING_DISK, SECONDS, Output, Peer, Served, Tape, ask, joined, serving, wait_for
 from test_pyz import every_python
 
 try:
@@ -327,6 +328,64 @@ def test_a_terminal_that_is_closed_ends_the_room_in_order(serve, log):
     assert events_of(log)[-1]["ev"] == "end"
 
 
+@pytest.fixture
+def hanging(serve, log, tmp_path):
+    """A server, and ann inside, whose last line waits for a disk that hangs."""
+    server = serve("--log", log, script=HANGING_DISK)
+    with joined(server, "ann") as ann:
+        (tmp_path / "hang").touch()
+        ann.say("into the void", "and this")
+        time.sleep(0.2)
+        yield server, ann
+
+
+@needs_signals
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=["Ctrl+C", "SIGTERM", "SIGHUP"])
+def test_while_the_disk_hangs_the_end_comes_all_the_same_and_what_is_lost_is_told(hanging, log, number):
+    server, ann = hanging
+    began = time.monotonic()
+    server.interrupt(number)
+    assert server.process.wait(SECONDS) == 1
+    assert time.monotonic() - began < 2.5, "on a busy machine"
+    assert [line["ev"] for line in ann.rest()] == ["end"]
+    assert server.errors.text() == "chat.py: 3 lines could not be recorded.\n"
+    assert [line["ev"] for line in events_of(log)] == ["session", "join"]
+
+
+@needs_signals
+def test_who_insists_is_not_made_to_wait(hanging):
+    server, ann = hanging
+    server.interrupt()
+    time.sleep(2 * chat.TWICE_SECONDS)
+    began = time.monotonic()
+    server.interrupt(signal.SIGTERM)
+    assert server.process.wait(SECONDS) == 1
+    assert time.monotonic() - began < 1
+
+
+@needs_signals
+@pytest.mark.parametrize("numbers", [(signal.SIGTERM, signal.SIGTERM), (signal.SIGHUP, signal.SIGHUP, signal.SIGCONT)])
+def test_a_signal_that_a_program_sends_twice_is_one(serve, log, numbers):
+    server = serve("--log", log)
+    with joined(server, "ann") as ann:
+        for number in numbers:
+            server.interrupt(number)
+        assert ann.rest()[-1]["ev"] == "end"
+    assert server.process.wait(SECONDS) == 0
+    assert events_of(log)[-1]["ev"] == "end"
+
+
+@needs_signals
+def test_a_window_that_is_closed_again_and_again_ends_the_room_in_order(serve, log):
+    server = serve("--log", log)
+    with joined(server, "ann") as ann:
+        server.interrupt(signal.SIGHUP)
+        ann.expect(ev="end")
+        time.sleep(2 * chat.TWICE_SECONDS)
+        server.interrupt(signal.SIGHUP)
+    assert server.process.wait(SECONDS) == 0
+
+
 # --- the command line ---
 
 
@@ -369,7 +428,7 @@ def test_the_banner_tells_how_to_come_in_from_here_and_how_to_open_it_to_others(
     server = serve()
     banner = "".join(server.console.lines)
     assert f"join 127.0.0.1:{server.address[1]}\n" in banner
-    assert "serve --lan --open" in banner
+    assert "serve --lan\n" in banner
     assert "recording" not in banner
 
 
@@ -596,8 +655,10 @@ def test_on_a_full_disk_everyone_is_told_once_and_the_chat_goes_on(serve, log):
         events = events_of(log)
         assert [line["n"] for line in events] == list(range(len(events)))
         assert 8000 < log.stat().st_size < 9000
-    assert server.end() == 0
-    events_of(log)
+    assert server.end() == 1
+    (lost,) = re.fullmatch(r"chat\.py: (\d+) lines could not be recorded\.\n", server.errors.text()).groups()
+    assert len(events_of(log)) == len(events)
+    assert 1 + 2 + 60 + 1 + 1 <= len(events) + int(lost) <= 1 + 2 + 60 + 1 + 2 + 1, "what came, and who left in time"
 
 
 def test_recording_goes_on_when_the_disk_has_space_again(log, monkeypatch):
@@ -752,7 +813,7 @@ def test_the_console_prints_what_is_left_before_it_stops():
     talked(room, [3])
     ask(room, None, "end")
     room.flush()
-    screen.console.stop()
+    screen.console.stop(SECONDS)
     assert screen.lines[-1].endswith("-- the room is closed")
     assert not screen.console.thread.is_alive()
 
@@ -772,7 +833,7 @@ def test_the_console_prints_what_came_while_it_was_printing_before_it_stops():
     assert printing.wait(SECONDS)
     ask(room, None, "end")
     room.flush()
-    stopping = threading.Thread(target=screen.console.stop)
+    stopping = threading.Thread(target=screen.console.stop, args=[SECONDS])
     stopping.start()
     wait_for(lambda: screen.console.stopped, "the console is told to stop")
     go_on.set()
