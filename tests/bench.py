@@ -360,13 +360,14 @@ class Load:
         take = functools.partial(self.read, guest)
         if self.invitation:
             guest.sock, take = Sealed(sock, self.invitation.context), functools.partial(self.shake_hands, guest)
-            guest.sock.shake_hands()
         else:
             sock.send(b'{"do":"hello","name":"m%d"}\n' % guest.number)
         self.guests.append(guest)
         self.outside += 1
         self.behind += 1
         self.selector.register(guest.sock, selectors.EVENT_READ, take)
+        if self.invitation:
+            self.shake_hands(guest)
 
     def shake_hands(self, guest):
         """Go on with a handshake, and say hello behind it."""

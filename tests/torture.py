@@ -651,6 +651,41 @@ class Evening:
             assert fates["confirmed"] == len(witness.typed), f"{witness.view.name}: {fates}"
 
 
+# === what it costs ================================================================================
+
+COSTS = {  # (cell, figure, the highest that it may be, whether it is the ratio of the two columns)
+    "private flood 100/1": ("private-100/1", "CPU us per delivery", 4.0, True),
+    "KiB each": ("private-crowd-500", "KiB per client", 72.0, False),
+    "s for 500 to arrive": ("private-crowd-500", "s until all are in and told of each", 1.0, False),
+    "ms to the prompt": ("private-join", "ms, join", 400.0, False),
+    "open flood 100/1, by before": ("before-100/1", "CPU us per delivery", 1.1, True),
+    "open flood 100/100, by before": ("before-100/100", "CPU us per delivery", 1.1, True),
+}
+
+
+def cost(runs=5, before=None):
+    """What a private room costs beside an open one, and an open one beside an earlier program; medians of one run."""
+    import bench
+
+    options = argparse.Namespace(screen=(80, 24), drain=0, server=None, quick=False, before=before)
+    cells = [cell for cell in bench.CELLS if cell.group == "doors" or before and cell.group == "before"]
+    with tempfile.TemporaryDirectory() as home:
+        rows = list(bench.measure(bench.Setup(options, home), cells, runs, True))
+    broken = [row for row in rows if row["failure"] or row["figures"].get("wrong")]
+    assert not broken, broken[0]
+    figures, dear = [], []
+    for what, (cell, figure, most, is_ratio) in COSTS.items():
+        columns = [[row["figures"][figure] for row in rows if (row["cell"], row["variant"]) == (cell, variant)]
+                   for variant in bench.GROUPS["before" if cell.startswith("before") else "doors"]]
+        if columns[0]:
+            ours, other = map(statistics.median, columns)
+            value = ours / other if is_ratio else ours
+            figures.append(f"{what} {value:.3g}{f' x ({ours:.3g} us)' if is_ratio else ''}")
+            dear += [f"{what}: {value:.3g}, more than {most:g}"] if value > most else []
+    assert not dear, f"{'; '.join(dear)} (all: {', '.join(figures)})"
+    return ", ".join(figures)
+
+
 # === the table ====================================================================================
 
 
@@ -694,6 +729,9 @@ ROWS = [
         stopped_reader, short={"rounds": 1, "listeners": 2, "pace": 5000}),
     Row("soak", "100 people come, talk, lose links, flood, leave", "same order for all, 0 lost; nothing kept",
         soak, short={"minutes": 0.02, "members": 10}),
+    Row("cost", "a private room beside an open one; with --before the open one beside an earlier program",
+        "flood <= 4 x, <= 72 KiB each, prompt <= 0.4 s, 500 arrive <= 1 s; as before within 10 %",
+        of("torture", "cost"), short={"runs": 1}, elsewhere=True),
 ]
 
 
