@@ -5,6 +5,7 @@
 #     ./build.sh run [ARGS...]     make it if something has changed, and run it with ARGS
 #     ./build.sh test [ARGS...]    make it and run all tests; ARGS go to pytest
 #     ./build.sh bench [ARGS...]   make it and run tests/bench.py
+#     ./build.sh torture [ARGS...] make it and run tests/torture.py
 #
 # Needs Python 3.8 or newer with venv, and a package index the first time. PYTHON=... chooses the Python.
 # Everything installed goes into .venv beside this file, nothing anywhere else.
@@ -98,6 +99,12 @@ bench)
     build
     install test
     exec "$venv/bin/python" "$top/tests/bench.py" "$@"
+    ;;
+torture)
+    shift
+    build
+    install test
+    exec "$venv/bin/python" "$top/tests/torture.py" "$@"
     ;;
 *)
     sed -n 's/^#     \(.*\)/\1/p' "$0" >&2

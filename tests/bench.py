@@ -45,6 +45,7 @@ import selectors
 import shlex
 import signal
 import socket
+import ssl
 import statistics
 import subprocess
 import sys
@@ -72,6 +73,7 @@ except ImportError:  # without pytest
     browser = None
 
 TOP = Path(__file__).resolve().parent.parent
+sys.path.append(str(TOP))  # for chat, of which the private rooms' load needs a few functions
 KEYS = "абвгдежзийклмнопрстуфхцчшщъыьэюяαβγδεζηθικλμνξπρσ"  # no two alike, and none in what is said
 READ_BYTES = 1 << 16
 QUIET_SECONDS = 2.0  # without any delivery: nothing more will come
@@ -185,8 +187,8 @@ def serving(setup, variant):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [word.replace("{port}", str(port)) for word in setup.servers[variant]]
-    with running(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                 env=setup.environment()) as process:
+    with open(setup.console, "wb") as console, running(command, stdin=subprocess.DEVNULL, stdout=console,
+                                                       env=setup.environment()) as process:
         until, accepts = clock() + START_SECONDS, False
         while not accepts:
             if clock() > until or process.poll() is not None:
@@ -197,9 +199,9 @@ def serving(setup, variant):
         yield process.pid, port
 
 
-def joined(setup, port, home=None):
+def joined(setup, port, home=None, at=""):
     """A `join` in a terminal of its own whose prompt is there: process id, terminal, and what it printed."""
-    return on_terminal(setup, ["join", f"127.0.0.1:{port}", "--name", "typist"], b"typist>", home)
+    return on_terminal(setup, ["join", f"{at}127.0.0.1:{port}", "--name", "typist"], b"typist>", home)
 
 
 @contextlib.contextmanager
@@ -262,11 +264,66 @@ class Guest:
         self.ends = collections.deque()  # where in the log those end that have not
 
 
+class Sealed:
+    """A member's socket in a private room: after the handshake like a plain one, whose recv takes all there is."""
+
+    def __init__(self, sock, context):
+        self.sock = context.wrap_socket(sock, do_handshake_on_connect=False)
+        self.fileno, self.close = self.sock.fileno, self.sock.close
+
+    def shake_hands(self):
+        """Go on with the handshake as far as one can without waiting; whether it is over."""
+        try:
+            self.sock.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        return True
+
+    def send(self, data):
+        """Send what can be sent without waiting."""
+        try:
+            return self.sock.send(data)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise BlockingIOError from None
+
+    def recv(self, size):
+        """All that has come; nothing at the end."""
+        data = bytearray()
+        while True:
+            try:
+                piece = self.sock.recv(size)
+            except ssl.SSLWantReadError:
+                if not data:
+                    raise BlockingIOError from None
+                return bytes(data)
+            data += piece
+            if not piece:
+                return bytes(data)
+
+
+class Invitation:
+    """What lets into the private room of a server that prints its code; it is stretched and checked only once."""
+
+    def __init__(self, console, port):
+        import chat
+
+        until, match = clock() + START_SECONDS, None
+        while not match:
+            match = re.search(r"join ([A-Z0-9-]{20})@", Path(console).read_text(encoding="utf-8"))
+            if clock() > until:
+                raise Failure("the server does not tell its code")
+            time.sleep(0.001)
+        self.text = match.group(1)
+        with socket.create_connection(("127.0.0.1", port), START_SECONDS) as sock:
+            _, self.proof = chat.seal(sock, chat.Code.read(self.text), clock() + START_SECONDS)
+        self.context = chat.open_context("CLIENT")
+
+
 class Load:
     """The members of one run, and what they have received since the barrier."""
 
-    def __init__(self, port, size=100):
-        self.port, self.size = port, size
+    def __init__(self, port, size=100, invitation=None):
+        self.port, self.size, self.invitation = port, size, invitation
         self.selector = selectors.DefaultSelector()
         self.guests, self.outside, self.behind = [], 0, 0  # behind the barrier
         self.log, self.indexed, self.messages = bytearray(), 0, 0
@@ -298,13 +355,26 @@ class Load:
         """One more member, who says hello."""
         sock = socket.create_connection(("127.0.0.1", self.port), START_SECONDS)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        guest = Guest(sock, len(self.guests), self.take_marker)
-        sock.sendall(b'{"do":"hello","name":"m%d"}\n' % guest.number)
         sock.setblocking(False)
+        guest = Guest(sock, len(self.guests), self.take_marker)
+        take = functools.partial(self.read, guest)
+        if self.invitation:
+            guest.sock, take = Sealed(sock, self.invitation.context), functools.partial(self.shake_hands, guest)
+        else:
+            sock.send(b'{"do":"hello","name":"m%d"}\n' % guest.number)
         self.guests.append(guest)
         self.outside += 1
         self.behind += 1
-        self.selector.register(sock, selectors.EVENT_READ, functools.partial(self.read, guest))
+        self.selector.register(guest.sock, selectors.EVENT_READ, take)
+        if self.invitation:
+            self.shake_hands(guest)
+
+    def shake_hands(self, guest):
+        """Go on with a handshake, and say hello behind it."""
+        if guest.sock.shake_hands():
+            guest.sock.send(b'{"do":"hello","name":"m%d","proof":"%s"}\n' % (
+                guest.number, self.invitation.proof.encode()))
+            self.selector.modify(guest.sock, selectors.EVENT_READ, functools.partial(self.read, guest))
 
     def barrier(self):
         """Have everyone read up to one and the same line; the log begins after it."""
@@ -331,6 +401,8 @@ class Load:
         """Take what has arrived for one member."""
         try:
             data = guest.sock.recv(READ_BYTES)
+        except BlockingIOError:  # no whole record yet
+            return
         except OSError:
             data = b""
         if data:
@@ -433,9 +505,14 @@ def count(load, readers):
 # A cell measures one variant once and returns its figures.
 
 
+def invitation(setup, variant, port):
+    """What lets into this server; None where anybody may come in."""
+    return Invitation(setup.console, port) if variant == "private" else None
+
+
 def flood(setup, variant, members, senders, size=100, stalled=False):
     """Members who talk as fast as their windows allow."""
-    with serving(setup, variant) as (pid, port), Load(port, size) as load:
+    with serving(setup, variant) as (pid, port), Load(port, size, invitation(setup, variant, port)) as load:
         load.enter(members)
         load.barrier()
         readers = load.guests[:members - stalled]
@@ -509,7 +586,7 @@ def percentiles(name, seconds, *percents):
 
 def crowd(setup, variant, members):
     """Everybody comes at once, is there for a moment, and goes at once."""
-    with serving(setup, variant) as (pid, port), Load(port) as load:
+    with serving(setup, variant) as (pid, port), Load(port, invitation=invitation(setup, variant, port)) as load:
         load.enter(1)
         before, start = memory(pid), clock()
         load.enter(members)
@@ -533,8 +610,10 @@ def crowd(setup, variant, members):
 def starting(setup, variant, what):
     """How many ms a start takes: until the server accepts, the prompt is on the screen, or all is over."""
     with contextlib.ExitStack() as stack:
-        if what.startswith("join") and variant == "chat":
-            _, port = stack.enter_context(serving(setup, "chat"))
+        at = ""
+        if what.startswith("join") and variant != "pass":
+            _, port = stack.enter_context(serving(setup, variant))
+            at = Invitation(setup.console, port).text + "@" if variant == "private" else ""
         home = stack.enter_context(tempfile.TemporaryDirectory()) if what == "join, the first ever" else None
         start = clock()
         if variant == "pass" or what == "--version":
@@ -546,7 +625,7 @@ def starting(setup, variant, what):
         elif what == "serve":
             stack.enter_context(serving(setup, "chat"))
         else:
-            stack.enter_context(joined(setup, port, home))
+            stack.enter_context(joined(setup, port, home, at))
         return {f"ms, {what}": (clock() - start) * 1e3}
 
 
@@ -715,7 +794,8 @@ def paging(setup, variant, events):
 BIG = "crowd-5000"  # takes minutes, so only once, and only with --big
 GROUPS = {  # the columns of each table
     "servers": ("chat", "naive"), "recording": ("--log", "without"), "start-up": ("chat", "pass"),
-    "typing": ("chat",), "reading": ("chat", "json.loads"), "playing": ("chat",)}
+    "typing": ("chat",), "reading": ("chat", "json.loads"), "playing": ("chat",),
+    "doors": ("private", "open"), "before": ("chat", "before")}
 Cell = collections.namedtuple("Cell", "name group run options")
 CELLS = [
     Cell("flood-10/1", "servers", flood, {"members": 10, "senders": 1}),
@@ -728,6 +808,13 @@ CELLS = [
     Cell("reading-50", "servers", flood, {"members": 50, "senders": 1, "size": 2000}),
     Cell("stalled-50", "servers", flood, {"members": 50, "senders": 1, "size": 2000, "stalled": True}),
     Cell("recording-100/1", "recording", flood, {"members": 100, "senders": 1}),
+    Cell("private-100/1", "doors", flood, {"members": 100, "senders": 1}),
+    Cell("private-100/100", "doors", flood, {"members": 100, "senders": 100}),
+    Cell("private-crowd-500", "doors", crowd, {"members": 500}),
+    Cell("private-join", "doors", starting, {"what": "join"}),
+    Cell("before-100/1", "before", flood, {"members": 100, "senders": 1}),
+    Cell("before-100/100", "before", flood, {"members": 100, "senders": 100}),
+    Cell("before-crowd-1000", "before", crowd, {"members": 1000}),
     Cell("start-version", "start-up", starting, {"what": "--version"}),
     Cell("start-serve", "start-up", starting, {"what": "serve"}),
     Cell("start-join", "start-up", starting, {"what": "join"}),
@@ -754,15 +841,19 @@ class Setup:
         self.chat = [sys.executable, str(newest_chat())]
         served = shlex.split(options.server or "") or self.chat + ["serve", "--port", "{port}", "--rate", "0"]
         recorded = served + ["--log", os.path.join(home, "{port}.jsonl")]
-        self.servers = {"chat": served, "without": served, "--log": recorded,
+        before = [sys.executable, options.before or "", "serve", "--port", "{port}", "--rate", "0"]
+        self.servers = {"chat": served, "without": served, "--log": recorded, "open": served,
+                        "private": served + ["--lan"], "before": before,
                         "naive": [sys.executable, __file__, "naive", "{port}"]}
+        self.console = os.path.join(home, "console.txt")  # what the server printed
         lengths = (0.6, 1.5, 2.0) if options.quick else (1.2, 3.0, 4.0)
         self.flood_seconds, self.paced_seconds, self.typing_seconds = lengths
 
     def environment(self, home=None):
         """For all that is started: a home that is not the user's, so that nothing stays behind there."""
         home = home or self.home
-        return dict(os.environ, HOME=home, XDG_CACHE_HOME=os.path.join(home, "cache"), LOCALAPPDATA=home)
+        return dict(os.environ, HOME=home, XDG_CACHE_HOME=os.path.join(home, "cache"), LOCALAPPDATA=home,
+                    XDG_STATE_HOME=os.path.join(home, "state"), PYTHONIOENCODING="utf-8")
 
 
 def newest_chat():
@@ -839,13 +930,14 @@ def read_options():
     parser.add_argument("--json", metavar="FILE", help="write the raw rows there, a JSON object each")
     parser.add_argument("--server", metavar="COMMAND",
                         help="serve with this instead of chat; {port} is its port")
+    parser.add_argument("--before", metavar="PYZ", help="another chat.pyz to measure the open room beside")
     parser.add_argument("--screen", type=lambda size: tuple(map(int, size.split("x"))), default=(80, 24),
                         metavar="WxH", help="the terminal for typing (default 80x24; try 200x50)")
     parser.add_argument("--drain", type=float, default=0, metavar="BYTES",
                         help="let that terminal take no more than so many bytes per second (try 200000)")
     options = parser.parse_args()
     options.runs = options.runs or (1 if options.quick else 3)
-    usual = CELLS if options.big else [cell for cell in CELLS if cell.name != BIG]
+    usual = [cell for cell in CELLS if (options.big or cell.name != BIG) and (options.before or cell.group != "before")]
     wanted = []
     for name in options.only:
         wanted += [cell for cell in CELLS if cell.name == name] or [
