@@ -455,6 +455,7 @@ OPTIONAL = {
     "welcome": {"seat": COUNT, "token": STRING, "run": STRING, "since": COUNT},
     "who": {"away": AWAY},
 }
+ANYWHERE = {"id": COUNT, "k": COUNT, "name": STRING}  # wherever a server says it
 
 
 def decode_request(line):
@@ -484,7 +485,11 @@ def decode_event(line):
     known, word = (EVENTS, event["ev"]) if "ev" in event else (REPLIES, event.get("re"))
     if not STRING.fits(word):
         raise ChatError("this line is neither an event nor a reply")
-    check_fields(word, known.get(word, REPLIES["pong"]), event)
+    fields = known.get(word, REPLIES["pong"])
+    check_fields(word, fields, event)
+    for field, kind in ANYWHERE.items():
+        if field in event and field not in fields and not kind.fits(event[field]):
+            raise ChatError(f'"{field}" must be {kind.words}')
     return event
 
 
@@ -4785,7 +4790,7 @@ class Client:
         """The text before the input line: who one is, and what is not as it should be."""
         unsent = self.link.unsent()
         state = ", ".join(filter(None, (self.link.trouble(), f"{unsent} unsent" if unsent else "")))
-        return f"{self.view.name}{f' ({state})' if state else ''}> "
+        return f"{clean_row(self.view.name)[:NAME_POINTS]}{f' ({state})' if state else ''}> "
 
     def status(self):
         """The text of the bar below: the room, who is here, and whether it is recorded."""
