@@ -3,7 +3,6 @@
 Each returns its figures in one sentence and raises an AssertionError where a promise is broken.
 """
 import contextlib
-import json
 import os
 import random
 import re

@@ -12,7 +12,7 @@ import pytest
 
 import chat
 import helpers
-from helpers import Peer, Served, Wire, joined, serving, wait_for
+from helpers import Peer, Wire, joined, serving, wait_for
 
 
 def packet(*requests):
