@@ -2573,7 +2573,10 @@ class Tls:
         import ssl
 
         while True:
-            sock.settimeout(max(0.001, until - time.monotonic()))
+            left = until - time.monotonic()
+            if left <= 0:  # else one byte a millisecond would go on for ever
+                raise socket.timeout
+            sock.settimeout(left)
             try:
                 self.end.do_handshake()
                 break
