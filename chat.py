@@ -1263,7 +1263,8 @@ def _der_number(number):
 
 
 def make_certificate():
-    """A certificate that vouches for itself, and its key, as the bytes of two DER structures."""
+    """A certificate that vouches for itself, with its key, as the bytes of a PEM file."""
+    import base64
     import hashlib
 
     # Valid for all times, since clocks are wrong; nobody trusts it for what it says, only for its hash in a code. That
@@ -1277,8 +1278,10 @@ def make_certificate():
     r = _point(nonce)[0] % ORDER
     s = pow(nonce, -1, ORDER) * (int(hashlib.sha256(body).hexdigest(), 16) + r * key) % ORDER
     signature = _der(3, b"\0", _der(0x30, _der_number(r), _der_number(s)))
-    return (_der(0x30, body, signed, signature),
-            _der(0x30, _der_number(1), _der(4, key.to_bytes(32, "big")), _der(0xa0, CURVE), _der(0xa1, public)))
+    private = _der(0x30, _der_number(1), _der(4, key.to_bytes(32, "big")), _der(0xa0, CURVE), _der(0xa1, public))
+    parts = (b"CERTIFICATE", _der(0x30, body, signed, signature)), (b"EC PRIVATE KEY", private)
+    return b"".join([b"-----BEGIN %b-----\n%b-----END %b-----\n" % (kind, base64.encodebytes(part), kind)
+                     for kind, part in parts])
 
 
 def open_context(end):
@@ -1310,45 +1313,32 @@ def _use_certificate(path):
     return context, client.getpeercert(True)
 
 
-def _make_pem():
-    import base64
-
-    texts = [f"-----BEGIN {kind}-----\n{base64.encodebytes(data).decode()}-----END {kind}-----\n"
-             for kind, data in zip(("CERTIFICATE", "EC PRIVATE KEY"), make_certificate())]
-    return "".join(texts).encode()
-
-
 class Identity:
     """The certificate by which people know that they have reached this computer, and what encrypts with it."""
 
     def __init__(self):
         import hashlib
+        import tempfile
 
         path = os.path.join(state_folder(), "identity.pem")
         try:
             self.context, certificate = _use_certificate(path)
         except (OSError, ValueError):  # there is none, or it is damaged
-            self.context, certificate = self._renew(path)
+            pem = make_certificate()
+            # Only a file can be used, and where it is to stay may be no place, or another server's that begins now.
+            with tempfile.TemporaryDirectory() as folder:
+                keep_private(os.path.join(folder, "new.pem"), pem)
+                self.context, certificate = _use_certificate(os.path.join(folder, "new.pem"))
+            with contextlib.suppress(OSError):  # then it lives as long as this process
+                keep_private(path, pem)
         self.digest = hashlib.sha256(certificate).digest()
         self.pin = stretch(self.digest)
-
-    def _renew(self, path):
-        # Read from a file that is ours for a moment: in its place none may be possible, or be another's who begins now.
-        import tempfile
-
-        pem = _make_pem()
-        with tempfile.TemporaryDirectory() as folder:
-            made = os.path.join(folder, "identity.pem")
-            keep_private(made, pem)
-            found = _use_certificate(made)
-        with contextlib.suppress(OSError):  # then it lives as long as this process
-            keep_private(path, pem)
-        return found
 
 
 # --- the code ---
 
 LETTERS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # none that is easily taken for another
+DIGITS = str.maketrans(LETTERS, "0123456789ABCDEFGHIJKLMNOPQRSTUV")  # as int reads them
 ALIKE = str.maketrans("OILoil", "011011", "- ")
 
 
@@ -1359,8 +1349,8 @@ def spell(number, count):
 
 def check_letter(letters):
     """The letter that makes a code complete: no single wrong letter and no two swapped ones leave it right."""
-    doubled = [LETTERS.index(letter) * (1 + (place + len(letters)) % 2) for place, letter in enumerate(letters)]
-    return LETTERS[-sum(value // 32 + value % 32 for value in doubled) % 32]
+    values = [LETTERS.index(letter) * (2 - place % 2) for place, letter in enumerate(reversed(letters))]
+    return LETTERS[-sum(value // 32 + value % 32 for value in values) % 32]
 
 
 def stretch(digest):
@@ -1394,10 +1384,7 @@ class Code(collections.namedtuple("Code", "pin key")):
             raise ChatError("a code is 18 letters and digits, such as K7Q2MX-9D3FTA-XW4P0K")
         if check_letter(letters[:-1]) != letters[-1]:
             raise ChatError("this code has a mistyped letter")
-        key = 0
-        for letter in letters[10:17]:
-            key = key << 5 | LETTERS.index(letter)
-        return cls(letters[:10], key)
+        return cls(letters[:10], int(letters[10:17].translate(DIGITS), 32))
 
 
 # === log ==========================================================================================
@@ -2619,8 +2606,6 @@ class Tls:
                 self.over = True
             except ssl.SSLWantReadError:
                 pass
-            except ssl.SSLZeroReturnError:
-                self.over = True
             if words:
                 self.idle = 0
             elif data:
