@@ -161,7 +161,7 @@ STRETCH = 100_000  # rounds of hashing: what a code says of a certificate is so 
 GUESSES = 5, 30  # wrong keys, from one address and in all, that are answered
 GUESS_SECONDS = 60.0  # ... in such a time
 RECORD_BYTES = 16 << 10  # what TLS encrypts at a time
-SEALED_BYTES = 64 << 10  # that may come, or wait, without a word in it: a handshake, new keys over and over
+SEALED_BYTES = 8 << 10, 32 << 10  # that may come without a word: in a handshake, and behind it, such as new keys
 KEPT_BYTES = 1 << 20  # of replies that wait for somebody, until they are known to have come
 BACKLOG_BYTES = 1 << 20  # of lines kept for the recording while it fails: minutes of talk
 SYNC_SECONDS = 1.0  # until what is recorded survives a power cut, too
@@ -173,11 +173,12 @@ CONSOLE_SECONDS = 0.1  # between batches
 SCREEN_SECONDS = 0.04  # between batches above an input line: fewer are choppy, more cost keys
 SCREEN_BATCH = 8 << 10, 32 << 10  # characters in the first batch, and in the largest: over 5,000 lines a second
 BATCH_SECONDS = 0.005  # what writing one may take; more, and the next is half as large
+NARROWEST = 18  # columns of a window in which rows are broken: a bar and as much text
 SCREEN_LINES = 1000  # waiting for a terminal; what is beyond is counted, not shown
 SCREEN_CHARACTERS = 256 << 10  # the same
 DEAR_LINES = 20  # shown even when the rest of a flood is skipped
 TWICE_SECONDS = 0.1  # some programs send a signal twice; a person who insists takes longer
-MUTE_MINUTES = 5  # unless the host says how many
+KICK_MINUTES = MUTE_MINUTES = 5  # unless the host says how many
 GATHER_SECONDS = 0.01  # between two looks at what has come, while much comes
 UNSENT_SECONDS = 1.0  # after which a line without its echo counts as still on its way
 CONNECT_SECONDS = 10.0  # and for the first lines of what answers
@@ -249,6 +250,13 @@ MARKS = ACCENTS + _unpack(
     "6u-5 2-1 3-3 2 2-1 3y-6 3-6 4 t-9 15-6 2-3 9 a-a 1b-f 5j-7 5k-7 2-7 2b-l 2-d 3f-5 4 2-1 2-6 2 1v-4 2-1 "
     "2-4 9o-3 a-1 2 1d-6 4-4 o 44t-e 8uh-h 1xd-4 1o-6 t5 2-1i 8-3 2m-1 f58-1 3mq-19 3-m f3-4 4-5 9-7 3-6 v-3 "
     "45-2 1j0-1i 5-1d 9 f n-4 2-e 11t-6 2-g 3-6 2-1 2-4 2t 4h-6 ag 1q-3 e5-3 73-1 6s 3 8-1 6 d7-6 32-6")
+# Letters of scripts that have shapes in common, of which a word of a name may use one; and what they look like.
+SCRIPTS = tuple(map(re.compile, (
+    "[A-Za-z\xaa\xba\xc0-\xd6\xd8-\xf6\xf8-\u02af\u1d00-\u1d25\u1e00-\u1eff\u2c60-\u2c7f\ua722-\ua7ff\uab30-\uab64]",
+    "[\u0370-\u03ff\u1f00-\u1fff]", "[\u0400-\u052f\u1c80-\u1c8a\u2de0-\u2dff\ua640-\ua69f]")))
+LOOKS = str.maketrans("01ıАВЕКМНОРСТУХІЈЅЗҺԚԜԌѴӀавекмнорстухіјѕзһԛԝԁѵӏΑΒΕΖΗΙΚΜΝΟΡΤΥΧαεηικνορτυχγ",
+                      "oiiabekmhopctyxijs3hqwgviabekmhopctyxijs3hqwdviabezhikmnoptyxaenikvoptuxy")
+_marks = re.compile("[\u0300-\u036f\u0483-\u0487]+")  # over letters of these scripts
 _dump = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 _scan = json.JSONDecoder().scan_once  # one C call per line; json.loads would double its cost
 _string = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?')  # an unfinished one too, or it would try again at each quote
@@ -337,23 +345,48 @@ def check_name(name):
         raise ChatError("a name must not hold characters that nobody sees", "bad-name")
     if "MMM" in kinds:
         raise ChatError("a name has at most two marks on one letter", "bad-name")
-    if name_key(name) in RESERVED:
+    if looks_of(name) in _reserved:
         raise ChatError(f"the name {name} is reserved", "bad-name")
+    if any(len(_scripts_of(word)) > 1 for word in re.split("[_.-]", name)):
+        raise ChatError("a word of a name has letters of one script only: Latin, Cyrillic or Greek", "bad-name",
+                        suggest_name(name))
     return name
+
+
+def _scripts_of(text):
+    text = unicodedata.normalize("NFKC", text)
+    return {script for script in SCRIPTS if script.search(text)}
+
+
+def _unmixed(match):
+    # A word in the script that most of it is in: other letters become what they look like there, or are left out.
+    word = match.group()
+    most = {max(SCRIPTS, key=lambda script: len(script.findall(word)))}
+    points = [point if _scripts_of(point) <= most else point.translate(LOOKS) for point in word]
+    return "".join([point for point in points if _scripts_of(point) <= most])
 
 
 def suggest_name(name):
     """A name as near to this one as the rules allow; None when there is none."""
     kept = [point for point in unicodedata.normalize("NFC", name[:8 * NAME_POINTS].replace(" ", "_"))
             if point in "_.-" or unicodedata.category(point)[0] in "LN" and not _hidden.match(point)]
-    near = "".join(kept).lstrip("_.-")[:NAME_POINTS]
-    return near if near and name_key(near) not in RESERVED else None
+    near = re.sub("[^_.-]+", _unmixed, "".join(kept)).lstrip("_.-")[:NAME_POINTS]
+    return near if near and looks_of(near) not in _reserved else None
 
 
 def name_key(name):
     """What makes two names the same: Bob is bob, and a wide letter is a letter."""
     name = name[:8 * NAME_POINTS]  # no name is longer, and what is takes long to normalize
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+
+
+def looks_of(name):
+    """What names have in common that people may take for one another."""
+    plain = _marks.sub("", unicodedata.normalize("NFKD", name[:8 * NAME_POINTS]))
+    return name_key(plain.translate(LOOKS)).replace("l", "i").rstrip("_.-")  # as a large I is taken for a small l
+
+
+_reserved = frozenset(map(looks_of, RESERVED))
 
 
 def is_utf8(text):
@@ -480,7 +513,7 @@ def blocks(receive, limit, first=b""):
         data, first = first or receive(size), b""
         if not data:
             return
-        if len(data) == size and size < READ_BYTES[1]:
+        if len(data) > size >> 1 and size < READ_BYTES[1]:  # half, since TLS brings less than it has read
             size *= 2
         elif len(data) < size >> 3 and size > READ_BYTES[0]:
             size >>= 1
@@ -677,6 +710,69 @@ def render(event, session, viewer=None, times=TIMES[0]):
 def plain(pieces):
     """The pieces as text without styles."""
     return "".join([text for style, text in pieces])
+
+
+_cluster = re.compile("[\U0001f1e6-\U0001f1ff]{2}"  # a flag; or a character with what belongs to it:
+                      f"|.(?:[{ACCENTS}{JOINERS}\U0001f3fb-\U0001f3ff]|(?<=\u200d).)*", re.DOTALL)
+_words = re.compile(r"\n| +|[^ \n]+")
+_narrow = re.compile("[\x20-\x7e\xa0-\u02ff\u0370-\u0482\u048a-\u0590]*")  # as many columns as characters
+_address = re.compile("https?://[!-~]+")
+
+
+@functools.lru_cache(maxsize=4096)
+def _columns_of(point):
+    # The most that a character takes on any terminal: not all know which emoji belong together.
+    from wcwidth import wcwidth  # prompt_toolkit brings it along
+
+    return 2 if "\U0001f3fb" <= point <= "\U0001f3ff" else 1 if point == "\ufe0f" else abs(wcwidth(point))
+
+
+def width_of(text):
+    """How many columns a text in one row takes at most."""
+    return len(text) if _narrow.fullmatch(text) else sum(map(_columns_of, text))
+
+
+def break_rows(pieces, columns):
+    """The pieces with an end of row, and CONTINUED, wherever a row would be longer than so many columns."""
+    # Left to itself a terminal breaks a row anywhere, and who pads a message with spaces has what follows begin at the
+    # left edge, like a line of its own. Broken at words; only an address that fits in no row is left to the terminal,
+    # which then knows it as one, to be clicked. A window too narrow for this is left alone.
+    if columns < NARROWEST or sum([width_of(text) for style, text in pieces]) <= columns:
+        return pieces
+    column, broken = 0, []
+    for style, text in pieces:
+        parts = []
+        for word in _words.findall(text):
+            if word == "\n":
+                parts.append(word)
+                column = 0
+            elif column + width_of(word) <= columns:
+                parts.append(word)
+                column += width_of(word)
+            elif word[0] == " ":
+                column = columns  # nobody misses it at the end of a row
+            else:
+                column = _break_word(word, column, columns, parts)
+        broken.append((style, "".join(parts)))
+    return broken
+
+
+def _break_word(word, column, columns, parts):
+    # A word that does not fit into the rest of this row; returns the column behind it.
+    whole = _address.fullmatch(word)
+    if width_of(word) <= columns - len(CONTINUED) or whole:
+        parts.append("\n" + CONTINUED)
+        column = len(CONTINUED)
+    if whole:
+        parts.append(word)
+        return min(column + len(word), columns)
+    for cluster in _cluster.findall(word):
+        if column + width_of(cluster) > columns:
+            parts.append("\n" + CONTINUED)
+            column = len(CONTINUED)
+        parts.append(cluster)
+        column += width_of(cluster)
+    return column
 
 
 def coloured(pieces):
@@ -1196,9 +1292,9 @@ def open_context(end):
 
 def _use_certificate(path):
     # What encrypts with the certificate in this file, and the certificate itself, as the other end of a link sees it.
-    import ssl
-
     context = open_context("SERVER")
+    import ssl  # so it is there
+
     context.num_tickets = 0  # nobody resumes, and each would cost a send
     context.load_cert_chain(path, password="")  # without one it would ask for it
     there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -1290,7 +1386,7 @@ class Code(collections.namedtuple("Code", "pin key")):
         """The code that somebody has typed; raises a ChatError if it is none."""
         letters = text.translate(ALIKE).upper()
         if len(letters) != 18 or not set(letters) <= set(LETTERS):
-            raise ChatError("a code is 18 letters and digits, such as K7Q2MX-9D3FTA-XW4P0C")
+            raise ChatError("a code is 18 letters and digits, such as K7Q2MX-9D3FTA-XW4P0K")
         if check_letter(letters[:-1]) != letters[-1]:
             raise ChatError("this code has a mistyped letter")
         key = 0
@@ -1825,6 +1921,24 @@ class Fanout:
 # log, so the same requests in the same order at the same times give the same bytes.
 
 
+REMOVED = "the host removed you"
+FOR_EVER = float("inf")
+
+
+class Ban(collections.namedtuple("Ban", "name looks seat address until mute")):
+    """Somebody whom the host keeps out, or mute, until this time of the session."""
+
+    def is_for(self, name, seat, address):
+        """Whether this is the same person: by a name that looks alike, a seat they had, or an address of theirs alone."""
+        neighbour = bool(address) and address == self.address
+        return neighbour or looks_of(name) == self.looks or seat is not None and seat == self.seat
+
+
+def time_left(wait, more=""):
+    """In words, how long to wait."""
+    return f"{wait / 60:.0f}{more} minutes" if wait > 90 else f"{wait + 1:.0f}{more} seconds"
+
+
 class Room:
     """Who is here, and what becomes of what they ask."""
 
@@ -1838,8 +1952,10 @@ class Room:
         self.fanout = Fanout(self.lock, self.log, self.ask)
         self.flush, self.fail = self.fanout.flush, self.fanout.spoken.fail
         self.people = {}  # name key: member, in the order of their coming
+        self.alike = {}  # what the name looks like: member
         self.seats = {}  # seat: member, of those who can come back
         self.held = {}  # the same, of those whose link is lost, in the order of their losing it
+        self.bans = []
         self.secrets = Secrets(self.log.session["id"])
         self.gate = None  # keeps out who has no key, where the room is private
         self.host = Member(None)  # speaks and acts, but is not among the people
@@ -1948,33 +2064,48 @@ class Room:
             raise ChatError(f"nobody here is called {clean_row(name)[:NAME_POINTS]}", "nobody")
         return member
 
-    def check_free(self, key, name):
-        """Refuse a name that somebody has, with one that is free."""
-        if key not in self.people:
+    def check_free(self, name, member=None):
+        """Refuse a name that somebody else has, or may be taken for them by, with one that is free."""
+        if self._is_free(name, member):
             return
-        stem = name[:NAME_POINTS - 5]
-        free = next(f"{stem}-{number}" for number in itertools.count(2)
-                    if name_key(f"{stem}-{number}") not in self.people)
-        raise ChatError(f"the name {name} is taken; {free} is free", "name-taken", free)
+        # By doubling and halving, since a thousand guests may have come.
+        stem, taken, free = name[:NAME_POINTS - 6], 1, 2
+        while not self._is_free(f"{stem}-{free}"):
+            taken, free = free, 2 * free
+        while free - taken > 1:
+            middle = (taken + free) // 2
+            taken, free = (taken, middle) if self._is_free(f"{stem}-{middle}") else (middle, free)
+        how = "is taken" if name_key(name) in self.people else "looks like one that is taken"
+        raise ChatError(f"the name {name} {how}; {stem}-{free} is free", "name-taken", f"{stem}-{free}")
+
+    def _is_free(self, name, member=None):
+        return self.people.get(name_key(name), member) is member and self.alike.get(looks_of(name), member) is member
+
+    def add(self, member):
+        """Put a member among the people, under its name."""
+        self.people[member.key] = self.alike[looks_of(member.name)] = member
+
+    def remove(self, member):
+        """Take a member from among the people, or from under its name."""
+        del self.people[member.key]
+        self.alike.pop(looks_of(member.name), None)
 
     def is_muted(self, member, id):
         """Whether a member must not speak now; if so, it is told."""
         wait = member.muted - self.log.seconds() if member.muted else 0.0
         if wait > 0:
-            error = ChatError(f"you are muted for {wait / 60:.0f} more minutes" if wait > 90 else
-                              f"you are muted for {wait + 1:.0f} more seconds", "muted")
-            self.post(member, self.error(error, id))
+            self.post(member, self.error(ChatError(f"you are muted for {time_left(wait, ' more')}", "muted"), id))
         return wait > 0
 
-    def part(self, member, why, text=None, id=None):
-        """Take a member out of the room; one who was removed is told the reason as its last line."""
-        reason = encode(self.error(ChatError(text, why))) if why in ("slow", "kicked") else b""
+    def part(self, member, why, text=None, id=None, told=None):
+        """Take a member out of the room; one who was removed is told the reason, or that, as its last line."""
+        reason = encode(self.error(ChatError(told or text, why))) if why in ("slow", "kicked") else b""
         place, last = self.log.end, self.log.append("leave", who=member.name, why=why, text=text, id=id) + reason
         if why == "slow":
             place, last = None, reason
         self.fanout.work.parting.append((member, place, last))
         member.left = True
-        del self.people[member.key]
+        self.remove(member)
         self.seats.pop(member.seat, None)
         self.held.pop(member.seat, None)
         if member.back and why == "lost" or member.away is not None:
@@ -1998,28 +2129,40 @@ def _decide_hello(room, member, request):
     if room.closed:
         raise ChatError("this room is closed", "full")
     seat = room.seat_of(request)
+    _check_welcome(room, request["name"], seat, member.address)
     if seat in room.seats:
         _come_back(room, member, request, room.seats[seat])
     else:
         _come_in(room, member, request, seat)
 
 
+def _check_welcome(room, name, seat, address):
+    wait = _ban_until(room, False, name, seat, address) - room.log.seconds()
+    if wait > 0:
+        until = "for as long as this room is open" if wait == FOR_EVER else f"come back in {time_left(wait)}"
+        raise ChatError(f"{REMOVED}; {until}", "kicked")
+
+
+def _ban_until(room, mute, name, seat, address):
+    # Until when the host does not want to see this person, or to hear them; 0.0 if never.
+    return max((ban.until for ban in room.bans if ban.mute is mute and ban.is_for(name, seat, address)), default=0.0)
+
+
 def _come_in(room, member, request, before):
     # `before` is the seat that they have had, if they come again after a while: then they are told what they missed.
     name = check_name(request["name"])
-    key = name_key(name)
     if room.max_people and len(room.people) >= room.max_people:
         raise ChatError(f"this room is full: {room.max_people} people", "full")
-    room.check_free(key, name)
+    room.check_free(name)
     if before is None:
         missed, (place, first) = (), room.log.history(room.history)
     else:
         missed, place, first = _missed(room, request)
-    member.name, member.quoted, member.key, member.back = name, quote(name), key, request.get("back") is True
+    member.name, member.quoted, member.key, member.back = name, quote(name), name_key(name), request.get("back") is True
     opening = _opening(room, member, request, [*room.people.values(), member], room.log.n + 1)
     room.log.append("join", who=name, **{"from": first, "back": member.back or None})
-    member.seat = room.log.n
-    room.people[key] = member
+    member.seat, member.muted = room.log.n, _ban_until(room, True, name, before, member.address)
+    room.add(member)
     if member.back:
         member.kept = Kept()
         room.seats[member.seat] = member
@@ -2036,7 +2179,8 @@ def _come_back(room, member, request, other):
     for field in ("name", "quoted", "key", "seat", "muted", "back", "kept"):
         setattr(member, field, getattr(other, field))
     other.left = True
-    room.people[member.key] = room.seats[member.seat] = member
+    room.seats[member.seat] = member
+    room.add(member)
     room.held.pop(member.seat, None)
     if request.get("run") == room.secrets.run:  # else these are numbers of replies that no one has any more
         member.kept.let_go(request.get("had", 0))
@@ -2089,15 +2233,15 @@ def _decide_tell(room, member, request):
 
 def _decide_nick(room, member, request):
     name = check_name(request["name"])
-    key = name_key(name)
     if name == member.name:
         raise ChatError(f"your name is {name} already", "bad-name")
-    if key != member.key:
-        room.check_free(key, name)
+    room.check_free(name, member)
+    if _ban_until(room, False, name, None, None) > room.log.seconds():
+        raise ChatError(f"the host has banned the name {name}", "bad-name")
     room.log.append("nick", who=member.name, name=name, id=request.get("id"))
-    del room.people[member.key]
-    member.name, member.quoted, member.key = name, quote(name), key
-    room.people[key] = member
+    room.remove(member)
+    member.name, member.quoted, member.key = name, quote(name), name_key(name)
+    room.add(member)
 
 
 def _decide_who(room, member, request):
@@ -2140,11 +2284,47 @@ def _decide_gone(room, host, request):
     member.name, member.quoted, member.key, member.seat = name, quote(name), name_key(name), request["seat"]
     member.back, member.kept, member.away = True, Kept(), room.log.seconds()
     member.kept.sure = True
-    room.people[member.key] = room.seats[member.seat] = room.held[member.seat] = member
+    room.seats[member.seat] = room.held[member.seat] = member
+    room.add(member)
 
 
 def _decide_kick(room, host, request):
-    room.part(room.find(request["to"]), "kicked", request["text"])
+    member, minutes, reason = room.find(request["to"]), request.get("minutes", 0), request.get("text")
+    room.part(member, "kicked", reason, told=f"{REMOVED}: {reason}" if reason else REMOVED)
+    if minutes:
+        _ban(room, member.name, member, room.log.t + 60 * minutes)
+
+
+def _decide_ban(room, host, request):
+    # Also somebody who has fled already: then it is for the name alone.
+    name = check_name(request["to"])
+    member = room.people.get(name_key(name))
+    if member:
+        _decide_kick(room, host, request)
+    _ban(room, member.name if member else name, member, FOR_EVER)
+
+
+def _ban(room, name, member, until, mute=False):
+    # Whoever shares an address with others, as all do behind one router and on one computer, must not take them along.
+    address, seat = (member.address, member.seat) if member else ("", None)
+    if address.startswith("127.") or address in ["::1", *(other.address for other in room.people.values()
+                                                          if other is not member)]:
+        address = ""
+    _lift(room, name, mute)
+    room.bans.append(Ban(name, looks_of(name), seat, address, until, mute))
+
+
+def _lift(room, name, mute):
+    # Returns whether there was something to lift; what is over is forgotten as well.
+    before, now = len(room.bans), room.log.seconds()
+    room.bans = [ban for ban in room.bans if ban.until > now and (ban.mute, ban.looks) != (mute, looks_of(name))]
+    return len(room.bans) < before
+
+
+def _decide_unban(room, host, request):
+    lifted = [_lift(room, request["to"], mute) for mute in (False, True)]
+    if not any(lifted):
+        raise ChatError(f"nobody is banned by the name {clean_row(request['to'])[:NAME_POINTS]}", "nobody")
 
 
 def _decide_mute(room, host, request):
@@ -2152,6 +2332,9 @@ def _decide_mute(room, host, request):
     text = f"is muted for {minutes} min" if minutes else "is no longer muted"
     room.log.append("notice", text=f"{member.name} {text}")
     member.muted = room.log.t + 60 * minutes if minutes else 0.0
+    room.bans = [ban for ban in room.bans if not (ban.mute and ban.is_for(member.name, member.seat, member.address))]
+    if minutes:
+        _ban(room, member.name, member, member.muted, mute=True)
 
 
 def _decide_announce(room, host, request):
@@ -2164,6 +2347,7 @@ def _decide_end(room, host, request):
         room.fanout.work.parting.append((member, place, last))
         member.left = True
     room.people.clear()
+    room.alike.clear()
     room.seats.clear()
     room.held.clear()
     room.fanout.patience, host.left = ENDING_SECONDS, True
@@ -2174,7 +2358,7 @@ def _decide_end(room, host, request):
 DECISIONS = {
     "hello": _decide_hello, "talk": _decide_talk, "tell": _decide_tell, "nick": _decide_nick, "who": _decide_who,
     "ping": _decide_ping, "bye": _decide_bye, "leave": _decide_leave, "lose": _decide_lose, "gone": _decide_gone,
-    "kick": _decide_kick, "mute": _decide_mute, "notice": _decide_announce, "mark": _decide_announce,
+    "kick": _decide_kick, "ban": _decide_ban, "unban": _decide_unban, "mute": _decide_mute, "notice": _decide_announce, "mark": _decide_announce,
     "end": _decide_end}
 
 
@@ -2392,15 +2576,17 @@ class Tls:
                 pass
             finally:  # the last word is to go out, too, or the complaint
                 sock.sendall(self.outgoing.read())
-            self._take(sock.recv(READ_BYTES[0]))
+            data = sock.recv(READ_BYTES[0])
+            self.incoming.write(data)
+            self._count(len(data), SEALED_BYTES[0])
+        self.idle = 0
         if self.end.version() not in ("TLSv1.2", "TLSv1.3"):
             raise ConnectionAbortedError("an old kind of encryption")
 
-    def _take(self, data):
+    def _count(self, size, most):
         # Whoever keeps this end busy without a word, or lets answers pile up, is cut.
-        self.incoming.write(data)
-        self.idle += len(data)
-        if not data or self.idle > SEALED_BYTES or self.outgoing.pending > RECORD_BYTES:
+        self.idle += size
+        if not size or self.idle > most or self.outgoing.pending > RECORD_BYTES:
             raise ConnectionAbortedError("nothing was said")
 
     def encrypt(self, data):
@@ -2417,17 +2603,20 @@ class Tls:
         with self.lock:
             if self.ended:
                 return data  # nobody listens any more, it only has to be taken off the wire
-            if data:
-                self._take(data)
+            self.incoming.write(data)
             words = []
             try:
                 for word in iter(lambda: self.end.read(RECORD_BYTES), b""):
                     words.append(word)
                 self.over = True
             except ssl.SSLWantReadError:
-                self.idle = 0 if words else self.idle
+                pass
             except ssl.SSLZeroReturnError:
                 self.over = True
+            if words:
+                self.idle = 0
+            elif data:
+                self._count(len(data), SEALED_BYTES[1])
         return b"".join(words)
 
     def finish(self):
@@ -2520,7 +2709,7 @@ class Gate:
         """The code that lets in at the moment."""
         return Code(self.identity.pin, room.secrets.key)
 
-    def check(self, room, member, network, request):
+    def check(self, room, network, request):
         """Refuse what neither proves that its writer knows the key nor has a token of this room."""
         import hmac
 
@@ -2532,7 +2721,7 @@ class Gate:
         if self._may_answer(network, now):
             raise ChatError("this room lets in only people with its code, and this is not it, or no longer", "no-key")
         if now - self.told > GUESS_SECONDS:
-            room.fanout.spoken.tell("somebody tries many wrong keys; they get no answer any more, and a right one still lets in")
+            room.fanout.spoken.tell("somebody tries many wrong keys; those get no answer now, and a right one lets in")
         self.told = now
         raise ConnectionAbortedError("one wrong key too many")
 
@@ -2771,7 +2960,7 @@ def _introduce(room, member, stranger, line):
             raise NoRequest(f"a line before the hello has at most {HELLO_BYTES:,} bytes", "too-long")
         request = decode_request(line)
         if room.private:
-            room.gate.check(room, member, stranger.network, request)
+            room.gate.check(room, stranger.network, request)
         if request["do"] != "hello":
             raise ChatError('say who you are first: {"do":"hello","name":"bob"}', "not-yet")
         if room.seat_of(request) is None:
@@ -3094,7 +3283,7 @@ class Backlog:
         self.waiting, self.size = collections.deque(), 0
         self.skipped, self.skip_note = 0, skip_note  # lines since the last batch; what is said behind their count
         self.kept = collections.deque([], DEAR_LINES)  # the newest dear lines among them
-        self.bell = False
+        self.bell, self.columns = False, 0  # the columns of the terminal just now
         self.batch, self.growth = SCREEN_BATCH[0], 4  # characters; it may grow by one part in so many
         self.paint = plain if os.environ.get("NO_COLOR") else coloured
 
@@ -3115,8 +3304,9 @@ class Backlog:
         self.size -= line.size
         return line
 
-    def take(self):
-        """The next batch: one text, for a terminal that itself does nothing at the end of a row."""
+    def take(self, columns=sys.maxsize):
+        """The next batch: one text, for a terminal of so many columns that does nothing at the end of a row."""
+        self.columns = columns
         texts, size, skipped = [], 0, self.skipped - len(self.kept)
         if skipped:
             texts.append(self._text([("system", f"… {skipped:,} lines skipped{self.skip_note}")]))
@@ -3130,7 +3320,7 @@ class Backlog:
         return "".join(texts)
 
     def _text(self, pieces):
-        return self.paint(pieces).replace("\n", "\r\n") + "\r\n" if pieces else ""
+        return self.paint(break_rows(pieces, self.columns)).replace("\n", "\r\n") + "\r\n" if pieces else ""
 
     def adapt(self, size, seconds):
         """Make the next batch fit what writing one of this size has taken."""
@@ -3322,7 +3512,7 @@ class Screen:
 
     def _print(self):
         with self.lock:
-            text = self.backlog.take()
+            text = self.backlog.take(self.columns())
         output, start = self.session.app.output, time.monotonic()
         output.write_raw(text)
         output.flush()
@@ -3488,7 +3678,7 @@ class Server:
             self.room.ask(self.room.host, {"do": "notice", "text": "this computer cannot take more connections at "
                                                                    f"the moment ({reason})"})
             self.room.flush()
-        time.sleep(0.02 if self.strangers.dismiss_one() else 0.2)
+        time.sleep(0.005 if self.strangers.dismiss_one() else 0.2)
 
     def _run_guest(self, guest, stranger):
         try:
@@ -3649,6 +3839,9 @@ def banner(room, address, everyone):
     yield "  Ctrl+C ends the room."
 
 
+_minutes = re.compile("[0-9]{1,4}")
+
+
 class Console:
     """The server's own view of the room, printed in batches by a thread, and its keyboard if it has one."""
 
@@ -3757,13 +3950,34 @@ class Console:
             where = f" from {member.address}" if member.away is None else f" (no link for {now - member.away:.0f} s)"
             self.screen.show([[(name_style(member.name), f"   {clean_row(member.name)}"), ("time", where)]])
 
-    def _kick(self, name, reason="the host removed you"):
-        self.ask("kick", to=name, text=reason)
+    def _kick(self, name, minutes="", reason=""):
+        if not _minutes.fullmatch(minutes):
+            minutes, reason = str(KICK_MINUTES), f"{minutes} {reason}".strip()
+        self.ask("kick", to=name, minutes=int(minutes), text=reason if reason and check_text(reason) else None)
 
     def _mute(self, name, minutes=str(MUTE_MINUTES)):
-        if not re.fullmatch("[0-9]{1,4}", minutes):
+        if not _minutes.fullmatch(minutes):
             raise ChatError("minutes are a whole number; 0 ends it")
         self.ask("mute", to=name, minutes=int(minutes))
+
+    def _ban(self, name):
+        self.ask("ban", to=name)
+        self.say_here(f"{clean_row(name)} is banned")
+
+    def _unban(self, name):
+        self.ask("unban", to=name)
+        self.say_here(f"{clean_row(name)} may come back")
+
+    def _bans(self):
+        with self.room.lock:
+            now = self.room.log.seconds()
+            bans = [ban for ban in self.room.bans if ban.until > now]
+        self.say_here(f"{len(bans)} banned or muted")
+        for ban in bans:
+            left = "until the room ends" if ban.until == FOR_EVER else f"for {time_left(ban.until - now)}"
+            where = f", with {ban.address}" if ban.address else ""
+            self.screen.show([[(name_style(ban.name), f"   {clean_row(ban.name)}"),
+                               ("time", f"{' muted' if ban.mute else ''} {left}{where}")]])
 
     def _mark(self, text):
         check_text(text)
@@ -3792,9 +4006,13 @@ CONSOLE_COMMANDS = {
     "help": Command("", "this list; what is no command is said to the room", Console._help),
     "say": Command("TEXT", "say something to the room, as the server", Console.say),
     "who": Command("", "who is here, and from where", Console._who),
-    "kick": Command("NAME [reason]", "remove somebody", Console._kick),
+    "kick": Command("NAME [minutes] [reason]", f"remove somebody, who may come back after {KICK_MINUTES} minutes "
+                                               "or so many", Console._kick),
     "mute": Command("NAME [minutes]", f"refuse what somebody says, for {MUTE_MINUTES} minutes or so many",
                     Console._mute),
+    "ban": Command("NAME", "remove somebody until the room ends", Console._ban),
+    "unban": Command("NAME", "let somebody come back, or speak again", Console._unban),
+    "bans": Command("", "who may not come in or not speak, and for how long", Console._bans),
     "code": Command("[new]", "what others type to come in; with new by a new code, and no longer by the old one",
                     Console._code),
     "mark": Command("TEXT", "put a chapter mark into the log", Console._mark),
@@ -5281,7 +5499,8 @@ def write_cast(tape, seat, scenes, out, max_gap):
     for step, scene in cap_silence(scenes, max_gap):
         due += step
         for pieces in rows_of([scene], tape.session, seat):
-            out.write(_dump([round(due, 3), "o", coloured(pieces).replace("\n", "\r\n") + "\r\n"]) + "\n")
+            out.write(_dump([round(due, 3), "o", coloured(break_rows(pieces, PICTURE[0])).replace("\n", "\r\n") + "\r\n"])
+                      + "\n")
 
 
 # What the page is given of each event: the fields that are shown, so that nothing else of a file gets out with it.
@@ -5348,8 +5567,6 @@ CELL, ROW, EDGE, TITLE = 8.5, 19, 12, 30  # the size of a character, the margin,
 GROUND, INK = "#1b1e26", "#dfe3ec"
 INKS = {"2": "#98a0b3", "31": "#ff8a80", "32": "#86d993", "33": "#e8c872", "34": "#8ab4ff", "35": "#e0a3ff",
         "36": "#78d6df", "91": "#ffa8a0", "92": "#a8ecb2", "94": "#adc8ff", "95": "#eec4ff"}
-_cluster = re.compile("[\U0001f1e6-\U0001f1ff]{2}"  # a flag; or a character with what belongs to it:
-                      f"|.(?:[{ACCENTS}{JOINERS}\U0001f3fb-\U0001f3ff]|(?<=\u200d).)*", re.DOTALL)
 
 
 def cells(pieces, columns):
@@ -5429,7 +5646,7 @@ def write_picture(tape, seat, scenes, out, max_gap=0.0):
     newest, scene = collections.deque([], height - 2), (0.0, tape.viewer, {})
     for scene in scenes:
         newest.extend(rows_of([scene], tape.session, seat))
-    rows = [row for pieces in newest for row in cells(pieces, columns)][2 - height:]
+    rows = [row for pieces in newest for row in cells(break_rows(pieces, columns), columns)][2 - height:]
     last, name, event = scene
     title = clean_row(name or (seat.names[0][1] if seat else tape.session["room"]))
     gone = event.get("ev") == "leave" and event["who"] == name and event["n"] > (seat.n if seat else 0)
@@ -5861,7 +6078,7 @@ def _check_log(options):
 
 def _add_join(commands):
     parser = _add_command(commands, "join", "take part in a room", (
-        "", "K7Q2MX-9D3FTA-XW4P0C@192.168.1.5", "192.168.1.5:7012 --name bob", "--name bob --log"), _run_join)
+        "", "K7Q2MX-9D3FTA-XW4P0K@192.168.1.5", "192.168.1.5:7012 --name bob", "--name bob --log"), _run_join)
     parser.add_argument("address", nargs="?", default="", metavar="[CODE@]ADDRESS",
                         help=f"host, host:port or [v6]:port (default 127.0.0.1:{PORT}); the code of a private room, if "
                              "it is not here, is taken from CHAT_INVITE or asked for")

@@ -1,11 +1,14 @@
 """What tests of a room share: clients that send and expect, servers for them, a wire without a network."""
 import contextlib
+import functools
+import hashlib
 import io
 import json
 import os
 import re
 import signal
 import socket
+import ssl
 import struct
 import subprocess
 import sys
@@ -25,14 +28,21 @@ def has(line, fields):
 class Peer:
     """Somebody at the other end of a socket: sends requests or raw bytes, and hears lines."""
 
-    def __init__(self, server, receive_buffer=None):
+    # With a code it comes through Python's own encrypted socket, as a student's client would, and trusts any server.
+
+    def __init__(self, server, receive_buffer=None, code=None):
         self.heard = []  # every line so far, as it came
+        self.proof = None  # of the key, for a hello
         host, port = server.address
         self.sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
         self.sock.settimeout(SECONDS)
         if receive_buffer:  # as small as the system allows, for one who does not read
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.sock.connect((host, port))
+        if code:
+            self.sock = chat.open_context("CLIENT").wrap_socket(self.sock)
+            digest = hashlib.sha256(self.sock.getpeercert(True)).digest()
+            self.proof = chat.prove(code.key, digest)
         self.file = self.sock.makefile("rb")
 
     def __enter__(self):
@@ -114,13 +124,26 @@ def joined(server, name, **options):
     """A peer that is in the room and has read everything up to its own join."""
     peer = Peer(server, **options)
     try:
-        peer.send(do="hello", name=name)
+        peer.send(do="hello", name=name, proof=peer.proof)
         peer.welcome = peer.expect_next(re="welcome")
         peer.history = peer.until(ev="join", n=peer.welcome["n"] + 1)[:-1]
     except BaseException:
         peer.close()
         raise
     return peer
+
+
+@functools.lru_cache(maxsize=None)
+def identity():
+    """One certificate for all private rooms of the tests, since it takes a moment to make."""
+    return chat.Identity()
+
+
+def private_room(name="lab", **options):
+    """A room that lets in only people with its code."""
+    room = chat.Room(name, **options)
+    room.gate = chat.Gate(identity())
+    return room
 
 
 @contextlib.contextmanager

@@ -88,7 +88,7 @@ def test_who_is_removed_hears_why_and_exits_with_1(server, bob):
     helpers.ask(server.room, None, "kick", to="bob", text="too loud")
     server.room.flush()
     out, err = bob.communicate(timeout=15)
-    assert (bob.returncode, err) == (1, b"chat.py: too loud.\n")
+    assert (bob.returncode, err) == (1, b"chat.py: the host removed you: too loud.\n")
     assert "-- bob was removed: too loud" in out.decode()
 
 

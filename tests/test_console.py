@@ -66,7 +66,7 @@ def test_who_lists_the_people_with_their_addresses(console, eve):
 def test_kick_removes_somebody_with_a_reason(console, eve):
     console.type("/kick eve far too loud\r")
     eve.expect(ev="leave", who="eve", why="kicked", text="far too loud")
-    eve.expect_next(re="error", code="kicked", text="far too loud")
+    eve.expect_next(re="error", code="kicked", text="the host removed you: far too loud")
     assert eve.hear() is None
     console.see("-- eve was removed: far too loud$")
     console.see_bar(r"\| 0 here$")
@@ -75,6 +75,26 @@ def test_kick_removes_somebody_with_a_reason(console, eve):
 def test_kick_without_a_reason_has_one(console, eve):
     console.type("/kick EVE\r")
     eve.expect(re="error", code="kicked", text="the host removed you")
+    with helpers.Peer(console) as again:
+        again.send(do="hello", name="eve")
+        again.expect_next(re="error", code="kicked", text="the host removed you; come back in 5 minutes")
+        assert again.hear() is None
+
+
+def test_who_is_banned_is_listed_until_that_is_lifted(console, eve):
+    console.type("/kick eve 3 calm down\r")
+    eve.expect(re="error", code="kicked", text="the host removed you: calm down")
+    console.type("/ban Rob\r")
+    console.see("^-- Rob is banned$")
+    console.type("/bans\r")
+    console.see("^-- 2 banned or muted$")
+    console.see("^   eve for 3 minutes$")
+    console.see("^   Rob until the room ends$")
+    console.type("/unban EVE\r")
+    console.see("^-- EVE may come back$")
+    with helpers.joined(console, "eve"):
+        console.type("/unban eve\r")
+        console.see("nobody is banned by the name eve")
 
 
 def test_mute_refuses_what_somebody_says_until_it_is_ended(console, eve):

@@ -750,3 +750,33 @@ def test_no_name_takes_long_to_judge(start):
 def test_a_text_that_nobody_would_see_is_blank(text):
     with pytest.raises(chat.ChatError, match="nothing in this message"):
         chat.check_text(text)
+
+
+@pytest.mark.parametrize("name, other", [
+    ("alice.", "alice"), ("alice_", "Alice"), ("сос", "coc"), ("Éva", "eva"), ("ВОВА", "BOBA"), ("Ivan", "lvan"),
+    ("b0b", "bob"), ("ｂｏｂ", "bob"), ("ADMIN.", "admin"), ("Юлий", "Юлии"), ("ΝΙΚ", "NIK"), ("ёж", "еж")])
+def test_names_that_look_alike(name, other):
+    assert chat.looks_of(name) == chat.looks_of(other)
+
+
+@pytest.mark.parametrize("name, other", [("bob-2", "bob-3"), ("ann", "anna"), ("юля", "юра"), ("李雷", "韩梅")])
+def test_names_that_do_not(name, other):
+    assert chat.looks_of(name) != chat.looks_of(other)
+
+
+@pytest.mark.parametrize("name, free", [("аlice", "alice"), ("Юлиa", "Юли"), ("Ωmega", "mega"), ("x_Юляz-y", "x_Юля-y")])
+def test_a_word_of_a_name_is_of_one_script(name, free):
+    with pytest.raises(chat.ChatError) as refusal:
+        chat.check_name(name)
+    assert refusal.value.name == free and chat.check_name(free) == free
+
+
+@pytest.mark.parametrize("name", ["Юля_PC", "Юля2", "bob.Ω", "李雷bob", "Éva-й"])
+def test_words_of_several_scripts_make_a_name(name):
+    assert chat.check_name(name) == name
+
+
+@pytest.mark.parametrize("name", ["server.", "SÉRVER", "a11", "here_", "АLL", "sеrvеr"])
+def test_what_looks_reserved_is_reserved(name):
+    with pytest.raises(chat.ChatError, match="reserved"):
+        chat.check_name(name)

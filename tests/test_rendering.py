@@ -8,6 +8,7 @@ import subprocess
 import sys
 import unicodedata
 
+import pyte
 import pytest
 
 import chat
@@ -446,3 +447,72 @@ def test_a_crowd_is_listed_without_delay():
                                   "\u200b" * 4000, "\x1b" * 4000, "\n" * 59 + "\r" * 3900], ids=ascii)
 def test_no_text_takes_long_to_render(text):
     assert cheap(chat.render, say(text), SESSION)
+
+
+# --- rows ---
+
+
+FORGED = "08:50 -- bob left"
+PADDED = {
+    "spaces": lambda columns: "hi" + " " * (columns - 13) + FORGED,
+    "spaces, row by row": lambda columns: " ".join("x" + " " * n + FORGED for n in range(columns - 40, columns, 3)),
+    "a word": lambda columns: "x" * (columns - 12) + " " + FORGED,
+    "a long word": lambda columns: "x" * (3 * columns) + " " + FORGED,
+    "wide": lambda columns: "漢" * (columns // 2 - 5) + FORGED + "漢" * columns + FORGED,
+    "emoji": lambda columns: "👩‍👩‍👧‍👦" * columns + FORGED,
+    "tones": lambda columns: "👍🏽" * columns + FORGED,
+    "flags": lambda columns: "🇩🇪" * columns + FORGED,
+    "hearts": lambda columns: "❤️" * columns + FORGED,
+    "marks": lambda columns: "e\u0301" * columns + FORGED,
+    "joiners": lambda columns: "\u200d ".join("x" * columns) + FORGED,
+    "tabs": lambda columns: "\t" * columns + FORGED,
+    "rows": lambda columns: ("y" * (columns - 11) + "\n") * 3 + FORGED,
+    "an address": lambda columns: "http://" + "a" * (columns - 18) + " " + FORGED,
+    "no address": lambda columns: "http://" + "й" * columns + " " + FORGED,
+    "narrow Cyrillic": lambda columns: "ж" * (columns - 11) + FORGED,
+}
+
+
+@pytest.mark.parametrize("padding", PADDED)
+def test_no_message_can_begin_a_row_at_the_left_edge(padding):
+    for columns in (20, 23, 40, 57, 79, 80, 81, 132, 200):
+        screen = pyte.Screen(columns, 120)
+        event = {"ev": "say", "n": 1, "t": 0.0, "who": "eve", "text": PADDED[padding](columns)}
+        row = chat.plain(chat.break_rows(chat.render(event, SESSION), columns))
+        pyte.Stream(screen).feed(row.replace("\n", "\r\n") + "\r\nnext")
+        first, *others = [line.rstrip() for line in screen.display if line.strip()]
+        assert first.startswith("12:00 eve:") and others.pop() == "next", (columns, screen.display)
+        assert all(line.startswith(chat.CONTINUED.rstrip()) for line in others), (columns, others)
+        assert "".join(FORGED.split()) in "".join(row.replace(chat.CONTINUED, "").split())
+
+
+def broken(text, columns=30):
+    return chat.plain(chat.break_rows([("text", text)], columns))
+
+
+@pytest.mark.parametrize("text, rows", [
+    ("short", "short"),
+    ("one two three four five six seven", "one two three four five six \n      │ seven"),
+    ("x" * 30, "x" * 30), ("x" * 31, "x" * 30 + "\n      │ x"),
+    ("see http://example.org/" + "a" * 30 + " now", "see \n      │ http://example.org/" + "a" * 30 + "\n      │ now"),
+    ("see https://example.org/ and that", "see https://example.org/ and \n      │ that"),
+    ("漢" * 16, "漢" * 15 + "\n      │ 漢"),
+])
+def test_rows_are_broken_at_words(text, rows):
+    assert broken(text) == rows
+
+
+def test_every_row_fits_at_every_width():
+    text = " ".join("ab" * (n % 13) + "漢" * (n % 5) + "👩‍👩‍👧" * (n % 2) for n in range(200))
+    for columns in range(chat.NARROWEST, 201):
+        assert max(map(chat.width_of, broken(text, columns).split("\n"))) <= columns
+
+
+def test_a_window_too_narrow_for_rows_is_left_alone():
+    assert broken("one two three four five six", chat.NARROWEST - 1) == "one two three four five six"
+
+
+def test_names_and_people_are_broken_as_well():
+    event = {"re": "who", "t": 0.0, "people": ["漢" * 32, "bob", "x" * 32] * 3}
+    rows = chat.plain(chat.break_rows(chat.render(event, SESSION), 40)).split("\n")
+    assert max(map(chat.width_of, rows)) <= 40 and all(row.startswith(chat.CONTINUED) for row in rows[1:])

@@ -548,7 +548,8 @@ def random_evening(room, chance, ticks):
         do, fields = chance.choice([
             ("hello", {"name": name()}), ("talk", {"said": [{"do": "say", "text": "hi", "id": step}, {"do": "me", "text": "я"}]}),
             ("tell", {"to": name(), "text": "psst"}), ("nick", {"name": name(), "id": step}), ("who", {}), ("bye", {}),
-            ("leave", {"why": "lost"}), ("kick", {"to": name(), "text": "out"}), ("mute", {"to": name(), "minutes": 1}),
+            ("leave", {"why": "lost"}), ("kick", {"to": name(), "text": "out", "minutes": chance.randrange(2)}),
+            ("mute", {"to": name(), "minutes": 1}),
             ("notice", {"text": "!", "recorded": True}), ("mark", {"text": "part"})])
         if do == "hello":
             member = chat.Member(Wire(chance.choice([None, 0, 3000])))
@@ -610,3 +611,140 @@ def test_a_muted_member_is_refused_by_the_time_of_the_session(room):
     say(room, bob, "four")
     assert [line["text"] for line in ann.out.lines()[-4:]] == [
         "three", "bob is muted for 1 min", "bob is no longer muted", "four"]
+
+
+def test_a_name_that_looks_like_one_that_is_there_is_taken():
+    room = taped_room()
+    enter(room, "alice")
+    for name, free in (("alice.", "alice.-2"), ("Alice", "Alice-2"), ("аӏісе", "аӏісе-3")):
+        with pytest.raises(chat.ChatError) as refusal:
+            ask(room, chat.Member(Wire()), "hello", name=name)
+        assert (refusal.value.code, refusal.value.name) == ("name-taken", free)
+        enter(room, free)
+    alice = room.people["alice"]
+    ask(room, alice, "nick", name="ALICE_")
+    assert room.people["alice_"] is alice and set(room.people.values()) == set(room.alike.values())
+    ask(room, alice, "bye")
+    enter(room, "alice")
+
+
+def test_a_free_name_is_found_among_thousands_in_a_few_looks():
+    room, looks = taped_room(), []
+    for number in range(2000):
+        enter(room, f"guest-{number}" if number > 1 else ("guest", "x")[number])
+    is_free = room._is_free
+    room._is_free = lambda *name: looks.append(name) or is_free(*name)
+    with pytest.raises(chat.ChatError) as refusal:
+        ask(room, chat.Member(Wire()), "hello", name="guest")
+    assert refusal.value.name == "guest-2000" and len(looks) < 30
+
+
+# --- whom the host does not want ---
+
+
+def guest(room, name, address="", **more):
+    """Somebody who comes in from this address."""
+    member = chat.Member(Wire(), address)
+    ask(room, member, "hello", name=name, **more)
+    room.flush()
+    return member
+
+
+def is_refused(room, name, address="", **more):
+    """Whether somebody who would come in is told that the host removed them; returns what they are told."""
+    try:
+        guest(room, name, address, **more)
+    except chat.ChatError as error:
+        assert error.code == "kicked"
+        return str(error)
+    return None
+
+
+def test_who_is_kicked_is_told_why_and_may_come_back_after_a_while(room):
+    bob = guest(room, "bob", "10.0.0.5")
+    ask(room, None, "kick", to="bob", minutes=4, text="too loud")
+    room.flush()
+    leave, error = bob.out.lines()[-2:]
+    assert (leave["why"], leave["text"], error["text"]) == ("kicked", "too loud", "the host removed you: too loud")
+    for name, address in (("bob", ""), ("ＢＯＢ", "10.0.0.7"), ("rob", "10.0.0.5")):
+        assert is_refused(room, name, address) == "the host removed you; come back in 4 minutes"
+    assert not is_refused(room, "eve", "10.0.0.6")
+    room.log.t += 180
+    assert is_refused(room, "bob") == "the host removed you; come back in 61 seconds"
+    room.log.t += 61
+    assert not is_refused(room, "bob", "10.0.0.5")
+
+
+def test_who_is_kicked_for_no_time_and_no_reason_may_come_back_at_once(room):
+    bob = guest(room, "bob")
+    ask(room, None, "kick", to="bob", minutes=0)
+    room.flush()
+    assert bob.out.lines()[-1]["text"] == "the host removed you" and "text" not in bob.out.lines()[-2]
+    assert not is_refused(room, "bob")
+
+
+@pytest.mark.parametrize("address, other, kept_out", [
+    ("10.0.0.5", "10.0.0.5", False), ("10.0.0.5", "10.0.0.6", True), ("127.0.0.1", "", False), ("127.8.0.1", "", False),
+    ("::1", "", False), ("", "", False), ("fe80::5%eth0", "fe80::6%eth0", True)])
+def test_a_ban_is_for_the_address_too_unless_others_share_it(room, address, other, kept_out):
+    guest(room, "ann", other)
+    guest(room, "bob", address)
+    ask(room, None, "ban", to="bob")
+    assert bool(is_refused(room, "eve", address)) is kept_out
+    assert is_refused(room, "bob", "10.9.9.9") == "the host removed you; for as long as this room is open"
+
+
+def test_a_ban_is_for_the_seat_so_no_token_brings_anybody_back(room):
+    bob = guest(room, "bob", back=True)
+    token, ann = bob.out.lines()[0]["token"], guest(room, "ann")
+    ask(room, None, "ban", to="bob")
+    assert is_refused(room, "rob", token=token, back=True)
+    assert bob.seat not in room.seats and not room.held
+    with pytest.raises(chat.ChatError, match="banned the name"):
+        ask(room, ann, "nick", name="BOB")
+    ask(room, None, "unban", to="Bob")
+    assert not is_refused(room, "rob", token=token, back=True)
+    with pytest.raises(chat.ChatError, match="nobody is banned"):
+        ask(room, None, "unban", to="bob")
+
+
+def test_a_ban_of_somebody_who_has_fled_is_for_the_name(room):
+    ask(room, None, "ban", to="bob")
+    assert is_refused(room, "Bob") and room.people == {} and room.log.n == 0
+
+
+def test_a_kick_that_cannot_be_encoded_bans_nobody(room):
+    guest(room, "bob")
+    with pytest.raises(UnicodeEncodeError):
+        ask(room, None, "kick", to="bob", minutes=5, text="\ud800")
+    assert room.bans == [] and list(room.people) == ["bob"]
+
+
+@pytest.mark.parametrize("again", ["name", "address", "token"])
+def test_who_is_muted_stays_it_under_a_new_name_and_when_they_come_again(room, again):
+    ann, bob = guest(room, "ann", "10.0.0.6"), guest(room, "bob", "10.0.0.5", back=True)
+    ask(room, None, "mute", to="bob", minutes=2)
+    ask(room, bob, "nick", name="rob")
+    say(room, bob, "one")
+    token = bob.out.lines()[0]["token"]
+    ask(room, bob, "bye")
+    bob = {"name": lambda: guest(room, "bob", "10.0.0.7"), "address": lambda: guest(room, "eve", "10.0.0.5"),
+           "token": lambda: guest(room, "eve", "10.0.0.8", token=token)}[again]()
+    say(room, bob, "two")
+    assert texts(ann.out.lines()) == [] and bob.out.lines()[-1]["code"] == "muted"
+    if again == "name":
+        ask(room, None, "mute", to="bob", minutes=0)
+        assert room.bans == []
+    room.log.t += 121
+    say(room, bob, "three")
+    assert texts(ann.out.lines()) == ["three"]
+
+
+def test_an_address_of_those_whom_the_host_removed_is_told_to_nobody(room):
+    ann = guest(room, "ann")
+    for number in range(3):
+        guest(room, "bob", "10.0.0.5")
+        ask(room, None, "kick", to="bob", text="x")
+    ask(room, None, "ban", to="ann")
+    room.flush()
+    assert b"10.0.0" not in ann.out.data + room.fanout.recording.data
