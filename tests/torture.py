@@ -605,12 +605,12 @@ class Evening:
 
     def __init__(self, rng, server, wire):
         self.rng, self.server, self.wire = rng, server, wire
-        self.inside, self.all, self.left = [], [], {}
+        self.inside, self.all, self.pool = [], [], {}
         self.cuts = self.floods = self.said = 0
 
     def come(self):
         """One more person."""
-        witness = Witness(self.wire.address, reads=False).enter(f"p{len(self.all)}")
+        witness = Witness(self.wire.address, reads=False, pool=self.pool).enter(f"p{len(self.all)}")
         self.inside.append(witness)
         self.all.append(witness)
 
@@ -737,21 +737,27 @@ ROWS = [
         of("faults", "full_disk"), elsewhere=True),
     Row("malformed", "1,000,000 malformed lines, before and after hello",
         "alive; canaries p99 <= 100 ms; memory +20 MB at most; no traceback",
-        of("strangers", "malformed"), long={"lines": 1_000_000}, elsewhere=True),
+        of("strangers", "malformed"), long={"lines": 1_000_000},
+        short={"lines": 2000, "most": 1000}),
     Row("hostile", "as many as a hostile server says", "the client lives, and shows nothing that a terminal obeys",
         of("hostile", "hostile"), long={"lines": 500_000, "links": 50}, short={"lines": 4000, "links": 4}),
     Row("web-pages", "browsers that send requests on behalf of a page", "0 words in the room",
-        of("strangers", "web_pages"), long={"rounds": 3000}, elsewhere=True),
+        of("strangers", "web_pages"), long={"rounds": 3000},
+        short={"rounds": 20}),
     Row("silent", "5,000 silent or dripping strangers", "an invited one in <= 2 s; all gone <= 12 s; nothing kept",
-        of("strangers", "silent"), long={"count": 5000}, elsewhere=True),
+        of("strangers", "silent"), long={"count": 5000},
+        short={"count": 100, "seconds": 0.5}),
     Row("unfinished", "6,000 with all the bytes unfinished that they may send", "the same",
-        of("strangers", "silent"), long={"count": 6000, "unfinished": 4096}, elsewhere=True),
+        of("strangers", "silent"), long={"count": 6000, "unfinished": 4096},
+        short={"count": 100, "unfinished": 4096, "seconds": 0.5}),
     Row("descriptors", "64 descriptors", "<= 5 % of a core; the next in <= 2 s",
-        of("strangers", "few_descriptors"), elsewhere=True),
+        of("strangers", "few_descriptors")),
     Row("crowd", "5,000 come at once from one address", "all get in",
-        of("strangers", "crowd"), long={"count": 5000}, elsewhere=True),
+        of("strangers", "crowd"), long={"count": 5000},
+        short={"count": 200}),
     Row("never-reading", "500 who never read", "others' p99 <= 1.5 x",
-        of("strangers", "never_reading"), long={"count": 500, "messages": 1000}, elsewhere=True),
+        of("strangers", "never_reading"), long={"count": 500, "messages": 1000},
+        short={"count": 20, "messages": 50, "most": 20}),
     Row("screens", "every code point and escape through `join` on a terminal; forged lines at widths 20-200",
         "nothing outside its row; no text at the left edge that is not a line's own beginning",
         of("screens", "codepoints"), short={"points": 0x200, "widths": (20,)}),
