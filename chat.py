@@ -1172,7 +1172,7 @@ class Secrets:
         self._save()
 
     def keep(self, n=0):
-        """Go on from what an earlier run has kept, behind event n, and keep it; returns whether there was such a run."""
+        """Go on from what an earlier run has kept, behind event n, and keep it; returns whether there was one."""
         import hashlib
 
         name = hashlib.sha256(self.session.encode()).hexdigest()[:32] + ".json"  # an id may hold anything
@@ -1479,7 +1479,7 @@ class Log:
         return place, number_of(first) if first else self.n + 1
 
     def after(self, n):
-        """Where what followed event n begins, as far as it is still here: (the place, the n of the first line there)."""
+        """Where what followed event n begins, as far as it is still here: (the place, the n of its first line)."""
         place, first = self.end, self.n + 1
         for data in itertools.chain(reversed(self.pending), (chunk.data for chunk in reversed(self.kept))):
             if first <= n + 1:
@@ -1675,7 +1675,7 @@ class Bell(threading.Event):
         now = time.monotonic()
         if now - self.told >= FAULT_SECONDS:
             self.told = now
-            self.tell(f"something went wrong ({type(error).__name__}): it cost one connection or one line, and the rest "
+            self.tell(f"something went wrong ({type(error).__name__}): it cost one connection or line, and the rest "
                       "goes on")
 
     def tell(self, text):
@@ -1921,7 +1921,7 @@ class Ban(collections.namedtuple("Ban", "name looks seat address until mute")):
     """Somebody whom the host keeps out, or mute, until this time of the session."""
 
     def is_for(self, name, seat, address):
-        """Whether this is the same person: by a name that looks alike, a seat they had, or an address of theirs alone."""
+        """Whether this is the same person: by a name that looks alike, a seat of theirs, or their own address."""
         neighbour = bool(address) and address == self.address
         return neighbour or looks_of(name) == self.looks or seat is not None and seat == self.seat
 
@@ -2350,8 +2350,8 @@ def _decide_end(room, host, request):
 DECISIONS = {
     "hello": _decide_hello, "talk": _decide_talk, "tell": _decide_tell, "nick": _decide_nick, "who": _decide_who,
     "ping": _decide_ping, "bye": _decide_bye, "leave": _decide_leave, "lose": _decide_lose, "gone": _decide_gone,
-    "kick": _decide_kick, "ban": _decide_ban, "unban": _decide_unban, "mute": _decide_mute, "notice": _decide_announce, "mark": _decide_announce,
-    "end": _decide_end}
+    "kick": _decide_kick, "ban": _decide_ban, "unban": _decide_unban, "mute": _decide_mute, "notice": _decide_announce,
+    "mark": _decide_announce, "end": _decide_end}
 
 
 # === view =========================================================================================
@@ -2379,7 +2379,8 @@ class View:
             return ended
         if event.get("re") == "welcome":
             # Whoever comes back to their seat is sent what happened meanwhile, which changes nothing about the list.
-            self.name, self.heard, self.over = event["you"], min(event.get("seat", event["n"] + 1) - 1, event["n"]), False
+            self.name, self.over = event["you"], False
+            self.heard = min(event.get("seat", event["n"] + 1) - 1, event["n"])
             self.people, self.recorded = dict.fromkeys(event["people"]), event.get("recorded") is True
         elif word == "session":
             self.mine = self.mine if self.session and self.session["id"] == event["id"] else None
@@ -5492,8 +5493,8 @@ def write_cast(tape, seat, scenes, out, max_gap):
     for step, scene in cap_silence(scenes, max_gap):
         due += step
         for pieces in rows_of([scene], tape.session, seat):
-            out.write(_dump([round(due, 3), "o", coloured(break_rows(pieces, PICTURE[0])).replace("\n", "\r\n") + "\r\n"])
-                      + "\n")
+            text = coloured(break_rows(pieces, PICTURE[0])).replace("\n", "\r\n") + "\r\n"
+            out.write(_dump([round(due, 3), "o", text]) + "\n")
 
 
 # What the page is given of each event: the fields that are shown, so that nothing else of a file gets out with it.
