@@ -252,7 +252,8 @@ MARKS = ACCENTS + _unpack(
     "45-2 1j0-1i 5-1d 9 f n-4 2-e 11t-6 2-g 3-6 2-1 2-4 2t 4h-6 ag 1q-3 e5-3 73-1 6s 3 8-1 6 d7-6 32-6")
 # Letters of scripts that have shapes in common, of which a word of a name may use one; and what they look like.
 SCRIPTS = tuple(map(re.compile, (
-    "[A-Za-z\xaa\xba\xc0-\xd6\xd8-\xf6\xf8-\u02af\u1d00-\u1d25\u1e00-\u1eff\u2c60-\u2c7f\ua722-\ua7ff\uab30-\uab64]",
+    "[A-Za-z\xaa\xba\xc0-\xd6\xd8-\xf6\xf8-\u02af\u1d00-\u1d25\u1e00-\u1eff"
+    "\u2c60-\u2c7f\ua722-\ua7ff\uab30-\uab64]",
     "[\u0370-\u03ff\u1f00-\u1fff]", "[\u0400-\u052f\u1c80-\u1c8a\u2de0-\u2dff\ua640-\ua69f]")))
 LOOKS = str.maketrans("01ıАВЕКМНОРСТУХІЈЅЗҺԚԜԌѴӀавекмнорстухіјѕзһԛԝԁѵӏΑΒΕΖΗΙΚΜΝΟΡΤΥΧαεηικνορτυχγ",
                       "oiiabekmhopctyxijs3hqwgviabekmhopctyxijs3hqwdviabezhikmnoptyxaenikvoptuxy")
