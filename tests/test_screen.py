@@ -380,7 +380,7 @@ def test_leaving(line, keys):
     *[("console", typed, answer) for typed, answer in [
         ("/kik eve", "there is no command /kik; did you mean /kick?"),
         ("//hi", "there is no command //hi; /help lists what there is"),
-        ("/kick", "usage: /kick NAME [reason]"),
+        ("/kick", "usage: /kick NAME [minutes] [reason]"),
         ("/kick nobody", "nobody here is called nobody"),
         ("/mute nobody", "nobody here is called nobody"),
         ("/mute eve soon", "minutes are a whole number; 0 ends it"),
