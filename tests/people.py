@@ -44,14 +44,15 @@ class Glass:
 class Witness(chat.Client):
     """A real client, whose screen is a Glass, and all the lines that it took in."""
 
-    def __init__(self, address, reads=True, **options):
+    def __init__(self, address, reads=True, pool=None, **options):
         with mock.patch.object(chat, "open_screen", lambda *rest: Glass(reads)):
             super().__init__(*address[:2], **options)
         self.taken, self.typed, self.stayed = [], [], []
+        self.pool = {} if pool is None else pool  # lines that many take in are kept once
 
     def take(self, batch):
         """Remember a batch, and take it."""
-        self.taken += [line for line, event in batch]
+        self.taken += [self.pool.setdefault(line, line) for line, event in batch]
         super().take(batch)
 
     def enter(self, name):

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+import chat
 from terminal import CHAT as PROGRAM
 
 pytestmark = pytest.mark.skipif(not shutil.which("tmux"), reason="needs tmux")
@@ -58,8 +59,14 @@ def tmux(tmp_path):
 
 
 def lines_of(screen):
-    """The chat's own lines on a screen: all but the prompt and what tmux adds."""
-    return [line.rstrip() for line in screen.split("\n") if re.match(r"\d\d:\d\d ", line)]
+    """The chat's own lines on a screen, without spaces: all but the prompt and what tmux adds."""
+    lines = []
+    for row in screen.split("\n"):
+        if re.match(r"\d\d:\d\d ", row):
+            lines.append(row)
+        elif row.startswith(chat.CONTINUED):
+            lines[-1] += row[len(chat.CONTINUED):]
+    return ["".join(line.split()) for line in lines]
 
 
 def test_three_people_talk_one_leaves_one_comes_late(tmux, tmp_path):
@@ -88,12 +95,12 @@ def test_three_people_talk_one_leaves_one_comes_late(tmux, tmp_path):
     tmux.run("send-keys", "-t", "server", "C-c")
     for name in ("ann", "боб", "zoe", "server"):
         tmux.see(name, "-- the room is closed$")
-    replayed = subprocess.run([*PROGRAM, "replay", "lab.jsonl", "--instant"], cwd=tmp_path, check=True,
-                              stdout=subprocess.PIPE).stdout.decode().splitlines()
     for name in ("ann", "боб", "zoe"):  # after their own welcome, which is in no file of the server
-        assert lines_of(tmux.screen(name))[1:] == replayed, name
-    assert any(line.endswith(f"боб: {LONG_CYRILLIC}") for line in replayed)
-    assert any(line.endswith(f"eve: {LONG_EMOJI}") for line in replayed)
+        replayed = subprocess.run([*PROGRAM, "replay", "lab.jsonl", "--instant", "--as", name], cwd=tmp_path,
+                                  check=True, stdout=subprocess.PIPE).stdout.decode().splitlines()
+        assert lines_of(tmux.screen(name))[1:] == ["".join(line.split()) for line in replayed], name
+        assert any(line.endswith(f"боб: {LONG_CYRILLIC}") for line in replayed)
+        assert any(line.endswith(f"eve: {LONG_EMOJI}") for line in replayed)
 
 
 def test_a_player_whose_window_gets_narrower_and_wider_leaves_nothing_among_the_lines(tmux):

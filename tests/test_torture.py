@@ -9,7 +9,7 @@ import torture
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs the signals of Unix")
 HERE = [row for row in torture.ROWS if not row.elsewhere]
 
-NEED_PROC = "soak stopped-reader malformed silent unfinished flooded few-descriptors never-reading".split()
+NEED_PROC = "screens soak stopped-reader malformed silent unfinished flooded few-descriptors never-reading".split()
 
 
 @pytest.mark.parametrize("row", HERE, ids=lambda row: row.name)

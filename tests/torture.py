@@ -87,10 +87,12 @@ def _somewhere(rng, server):
 def _talk(witnesses, seed, stopped):
     # Mostly plain talk; now and then something done, a new name, something private.
     rng, number = random.Random(seed), 0
-    while not stopped.wait(0.005):
-        witness, number = rng.choice(witnesses), number + 1
-        word = rng.choices(("", "/me ", "/nick ", f"/tell {rng.choice(witnesses).view.name} "), (90, 5, 1, 4))[0]
-        witness.type(f"{word}{witness.view.name[:3].rstrip('-')}-{number}")
+    while not stopped.wait(0.01):
+        witness = rng.choice(witnesses)
+        for _ in range(rng.choice((1, 1, 5))):
+            number += 1
+            word = rng.choices(("", "/me ", "/nick ", f"/tell {rng.choice(witnesses).view.name} "), (90, 5, 1, 4))[0]
+            witness.type(f"{word}{witness.view.name[:3].rstrip('-')}-{number}")
 
 
 def _meet(witnesses):
@@ -528,9 +530,9 @@ def _await_cut(server, name):
 # === a long evening ===============================================================================
 
 
-def soak(seed=1, minutes=10.0, members=100):
+def soak(seed=1, minutes=10.0, members=100, calm=960):
     """Everybody comes, talks, loses the link, leaves, comes again, and some flood."""
-    rng, until = random.Random(seed), time.monotonic() + 60 * minutes
+    rng = random.Random(seed)
     with people.hurried((0.1, 1.0)), people.private_state() as folder, contextlib.ExitStack() as stack:
         server = stack.enter_context(contextlib.closing(Mortal(folder)))
         wire = stack.enter_context(proxy.Proxy(server.address))
@@ -540,11 +542,12 @@ def soak(seed=1, minutes=10.0, members=100):
         with Canaries(server.address) as canaries:
             for _ in range(members):
                 evening.come()
+            until = time.monotonic() + 60 * minutes
             while time.monotonic() < until:
-                rng.choices((evening.talk, evening.reset, evening.leave, evening.flood), (960, 20, 15, 5))[0]()
+                rng.choices((evening.talk, evening.reset, evening.leave, evening.flood), (calm, 20, 15, 5))[0]()
                 time.sleep(0.02)
             evening.end()
-        wait_for(lambda: base.is_reached(server), lambda: f"everything is given back: {base} before, {Footprint(server)} now")
+        base.await_again(server)
         log = server.lines()
         people.check_log(log)
         evening.judge(log)
@@ -585,10 +588,13 @@ class Footprint:
                                      for field in ("VmRSS", "Threads"))
         self.descriptors = len(os.listdir(f"/proc/{pid}/fd"))
 
-    def is_reached(self, server):
-        """Whether a server is back to exactly these threads and descriptors."""
-        now = Footprint(server)
-        return (now.threads, now.descriptors) == (self.threads, self.descriptors)
+    def await_again(self, server):
+        """Wait until a server is back to exactly these threads and descriptors."""
+        until, now = time.monotonic() + helpers.SECONDS, Footprint(server)
+        while (now.threads, now.descriptors) != (self.threads, self.descriptors):
+            assert time.monotonic() < until, f"not all is given back: {self} before, {now} after"
+            time.sleep(0.05)
+            now = Footprint(server)
 
     def __str__(self):
         return f"{self.memory} KiB, {self.threads} threads, {self.descriptors} descriptors"
@@ -599,12 +605,12 @@ class Evening:
 
     def __init__(self, rng, server, wire):
         self.rng, self.server, self.wire = rng, server, wire
-        self.inside, self.all, self.left = [], [], {}
+        self.inside, self.all, self.pool = [], [], {}
         self.cuts = self.floods = self.said = 0
 
     def come(self):
         """One more person."""
-        witness = Witness(self.wire.address, reads=False).enter(f"p{len(self.all)}")
+        witness = Witness(self.wire.address, reads=False, pool=self.pool).enter(f"p{len(self.all)}")
         self.inside.append(witness)
         self.all.append(witness)
 
@@ -720,6 +726,15 @@ ROWS = [
     Row("black-holes", "links that drip, merge, stall, are half open or silent, without a FIN",
         "noticed within 30 s by both; back under one's own name, nothing missed",
         black_holes, short={"scale": 0.04}),
+    Row("raising", "an error raised at the k-th call of each write, send, push, close, accept, for every k",
+        "others unaffected, nobody has a gap, threads alive", of("faults", "raising"), long={"rounds": 0},
+        elsewhere=True),
+    Row("file-layer", "a fault at the k-th write, fsync, open, fstat", "whole lines only",
+        of("faults", "file_layer"), long={"rounds": 5}, elsewhere=True),
+    Row("stalled-disk", "the disk blocks for 30 s under a flood", "nobody cut; Ctrl+C <= 2 s",
+        of("faults", "stalled_disk"), long={"seconds": 30.0}, elsewhere=True),
+    Row("full-disk", "the disk is full, and has space again", "whole lines, and in the end all",
+        of("faults", "full_disk"), elsewhere=True),
     Row("web-pages", "pages in a browser send requests, with a hello and words in them", "one error line each, 0 words in",
         of("strangers", "web_pages"), long={"rounds": 5000}, short={"rounds": 50}),
     Row("malformed", "malformed lines before and after the hello", "alive; canaries p99 <= 100 ms; memory +20 MB at most",
@@ -738,6 +753,11 @@ ROWS = [
     Row("never-reading", "500 members never read", "others' p99 <= 1.5 x that among 500 who do, medians of 5",
         of("strangers", "never_reading"), long={"count": 500, "messages": 2500, "pace": 0.0, "runs": 5},
         short={"count": 10, "messages": 40, "most": 50.0}),
+    Row("hostile", "as many as a hostile server says", "the client lives, and shows nothing that a terminal obeys",
+        of("hostile", "hostile"), long={"lines": 500_000, "links": 50}, short={"lines": 4000, "links": 4}),
+    Row("screens", "every code point and escape through `join` on a terminal; forged lines at widths 20-200",
+        "nothing outside its row; no text at the left edge that is not a line's own beginning",
+        of("screens", "codepoints"), short={"points": 0x200, "widths": (20,)}),
     Row("uninvited", "no key, wrong key, replayed hello, relay, TLS 1.1, JSON, HTTP on a private port",
         "0 in, 0 bytes about the room, 0 log lines",
         of("uninvited", "uninvited"), long={"count": 10_000}, short={"count": 90}),
@@ -746,10 +766,10 @@ ROWS = [
     Row("stopped-reader", "one of 50 is stopped, five times", "others' p99 <= 1.5 x; cut, back by itself, nothing missed",
         stopped_reader, short={"rounds": 1, "listeners": 2, "pace": 5000}),
     Row("soak", "100 people come, talk, lose links, flood, leave", "same order for all, 0 lost; nothing kept",
-        soak, short={"minutes": 0.02, "members": 10}),
+        soak, short={"minutes": 0.03, "members": 8, "calm": 40}),
     Row("cost", "a private room beside an open one; with --before the open one beside an earlier program",
         "flood <= 4 x, <= 72 KiB each, prompt <= 0.4 s, 500 arrive <= 1 s; as before within 10 %",
-        of("torture", "cost"), short={"runs": 1}, elsewhere=True),
+        lambda seed, **options: cost(**options), short={"runs": 1}, elsewhere=True),
 ]
 
 
