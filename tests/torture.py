@@ -15,6 +15,7 @@ import collections
 import contextlib
 import importlib
 import inspect
+import io
 import json
 import os
 import platform
@@ -675,7 +676,7 @@ def cost(runs=5, before=None):
 
     options = argparse.Namespace(screen=(80, 24), drain=0, server=None, quick=False, before=before)
     cells = [cell for cell in bench.CELLS if cell.group == "doors" or before and cell.group == "before"]
-    with tempfile.TemporaryDirectory() as home:
+    with tempfile.TemporaryDirectory() as home, contextlib.redirect_stderr(io.StringIO()):
         rows = list(bench.measure(bench.Setup(options, home), cells, runs, True))
     broken = [row for row in rows if row["failure"] or row["figures"].get("wrong")]
     assert not broken, broken[0]
