@@ -63,6 +63,7 @@ def _show(bob, eve, texts):
             continue
         eve.say(text, f"sync {number}")
         bob.wait(lambda: f"sync {number}" in "".join(bob.raw[-20:]), f"sync {number} behind {text!r}")
+        eve.settle()  # who does not read is taken for dead after a while
         eve.heard.clear()
     written = bob.written()[start:]
     assert not STRINGS.search(written), ascii(STRINGS.search(written).group())
