@@ -252,7 +252,8 @@ MARKS = ACCENTS + _unpack(
     "45-2 1j0-1i 5-1d 9 f n-4 2-e 11t-6 2-g 3-6 2-1 2-4 2t 4h-6 ag 1q-3 e5-3 73-1 6s 3 8-1 6 d7-6 32-6")
 # Letters of scripts that have shapes in common, of which a word of a name may use one; and what they look like.
 SCRIPTS = tuple(map(re.compile, (
-    "[A-Za-z\xaa\xba\xc0-\xd6\xd8-\xf6\xf8-\u02af\u1d00-\u1d25\u1e00-\u1eff\u2c60-\u2c7f\ua722-\ua7ff\uab30-\uab64]",
+    "[A-Za-z\xaa\xba\xc0-\xd6\xd8-\xf6\xf8-\u02af\u1d00-\u1d25\u1e00-\u1eff"
+    "\u2c60-\u2c7f\ua722-\ua7ff\uab30-\uab64]",
     "[\u0370-\u03ff\u1f00-\u1fff]", "[\u0400-\u052f\u1c80-\u1c8a\u2de0-\u2dff\ua640-\ua69f]")))
 LOOKS = str.maketrans("01ıАВЕКМНОРСТУХІЈЅЗҺԚԜԌѴӀавекмнорстухіјѕзһԛԝԁѵӏΑΒΕΖΗΙΚΜΝΟΡΤΥΧαεηικνορτυχγ",
                       "oiiabekmhopctyxijs3hqwgviabekmhopctyxijs3hqwdviabezhikmnoptyxaenikvoptuxy")
@@ -455,6 +456,7 @@ OPTIONAL = {
     "welcome": {"seat": COUNT, "token": STRING, "run": STRING, "since": COUNT},
     "who": {"away": AWAY},
 }
+ANYWHERE = {"id": COUNT, "k": COUNT, "name": STRING}  # wherever a server says it
 
 
 def decode_request(line):
@@ -484,7 +486,11 @@ def decode_event(line):
     known, word = (EVENTS, event["ev"]) if "ev" in event else (REPLIES, event.get("re"))
     if not STRING.fits(word):
         raise ChatError("this line is neither an event nor a reply")
-    check_fields(word, known.get(word, REPLIES["pong"]), event)
+    fields = known.get(word, REPLIES["pong"])
+    check_fields(word, fields, event)
+    for field, kind in ANYWHERE.items():
+        if field in event and field not in fields and not kind.fits(event[field]):
+            raise ChatError(f'"{field}" must be {kind.words}')
     return event
 
 
@@ -1167,7 +1173,7 @@ class Secrets:
         self._save()
 
     def keep(self, n=0):
-        """Go on from what an earlier run has kept, behind event n, and keep it; returns whether there was such a run."""
+        """Go on from what an earlier run has kept, behind event n, and keep it; returns whether there was one."""
         import hashlib
 
         name = hashlib.sha256(self.session.encode()).hexdigest()[:32] + ".json"  # an id may hold anything
@@ -1258,7 +1264,8 @@ def _der_number(number):
 
 
 def make_certificate():
-    """A certificate that vouches for itself, and its key, as the bytes of two DER structures."""
+    """A certificate that vouches for itself, with its key, as the bytes of a PEM file."""
+    import base64
     import hashlib
 
     # Valid for all times, since clocks are wrong; nobody trusts it for what it says, only for its hash in a code. That
@@ -1272,8 +1279,10 @@ def make_certificate():
     r = _point(nonce)[0] % ORDER
     s = pow(nonce, -1, ORDER) * (int(hashlib.sha256(body).hexdigest(), 16) + r * key) % ORDER
     signature = _der(3, b"\0", _der(0x30, _der_number(r), _der_number(s)))
-    return (_der(0x30, body, signed, signature),
-            _der(0x30, _der_number(1), _der(4, key.to_bytes(32, "big")), _der(0xa0, CURVE), _der(0xa1, public)))
+    private = _der(0x30, _der_number(1), _der(4, key.to_bytes(32, "big")), _der(0xa0, CURVE), _der(0xa1, public))
+    parts = (b"CERTIFICATE", _der(0x30, body, signed, signature)), (b"EC PRIVATE KEY", private)
+    return b"".join([b"-----BEGIN %b-----\n%b-----END %b-----\n" % (kind, base64.encodebytes(part), kind)
+                     for kind, part in parts])
 
 
 def open_context(end):
@@ -1305,45 +1314,32 @@ def _use_certificate(path):
     return context, client.getpeercert(True)
 
 
-def _make_pem():
-    import base64
-
-    texts = [f"-----BEGIN {kind}-----\n{base64.encodebytes(data).decode()}-----END {kind}-----\n"
-             for kind, data in zip(("CERTIFICATE", "EC PRIVATE KEY"), make_certificate())]
-    return "".join(texts).encode()
-
-
 class Identity:
     """The certificate by which people know that they have reached this computer, and what encrypts with it."""
 
     def __init__(self):
         import hashlib
+        import tempfile
 
         path = os.path.join(state_folder(), "identity.pem")
         try:
             self.context, certificate = _use_certificate(path)
         except (OSError, ValueError):  # there is none, or it is damaged
-            self.context, certificate = self._renew(path)
+            pem = make_certificate()
+            # Only a file can be used, and where it is to stay may be no place, or another server's that begins now.
+            with tempfile.TemporaryDirectory() as folder:
+                keep_private(os.path.join(folder, "new.pem"), pem)
+                self.context, certificate = _use_certificate(os.path.join(folder, "new.pem"))
+            with contextlib.suppress(OSError):  # then it lives as long as this process
+                keep_private(path, pem)
         self.digest = hashlib.sha256(certificate).digest()
         self.pin = stretch(self.digest)
-
-    def _renew(self, path):
-        # Read from a file that is ours for a moment: in its place none may be possible, or be another's who begins now.
-        import tempfile
-
-        pem = _make_pem()
-        with tempfile.TemporaryDirectory() as folder:
-            made = os.path.join(folder, "identity.pem")
-            keep_private(made, pem)
-            found = _use_certificate(made)
-        with contextlib.suppress(OSError):  # then it lives as long as this process
-            keep_private(path, pem)
-        return found
 
 
 # --- the code ---
 
 LETTERS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # none that is easily taken for another
+DIGITS = str.maketrans(LETTERS, "0123456789ABCDEFGHIJKLMNOPQRSTUV")  # as int reads them
 ALIKE = str.maketrans("OILoil", "011011", "- ")
 
 
@@ -1354,8 +1350,8 @@ def spell(number, count):
 
 def check_letter(letters):
     """The letter that makes a code complete: no single wrong letter and no two swapped ones leave it right."""
-    doubled = [LETTERS.index(letter) * (1 + (place + len(letters)) % 2) for place, letter in enumerate(letters)]
-    return LETTERS[-sum(value // 32 + value % 32 for value in doubled) % 32]
+    values = [LETTERS.index(letter) * (2 - place % 2) for place, letter in enumerate(reversed(letters))]
+    return LETTERS[-sum(value // 32 + value % 32 for value in values) % 32]
 
 
 def stretch(digest):
@@ -1389,10 +1385,7 @@ class Code(collections.namedtuple("Code", "pin key")):
             raise ChatError("a code is 18 letters and digits, such as K7Q2MX-9D3FTA-XW4P0K")
         if check_letter(letters[:-1]) != letters[-1]:
             raise ChatError("this code has a mistyped letter")
-        key = 0
-        for letter in letters[10:17]:
-            key = key << 5 | LETTERS.index(letter)
-        return cls(letters[:10], key)
+        return cls(letters[:10], int(letters[10:17].translate(DIGITS), 32))
 
 
 # === log ==========================================================================================
@@ -1487,7 +1480,7 @@ class Log:
         return place, number_of(first) if first else self.n + 1
 
     def after(self, n):
-        """Where what followed event n begins, as far as it is still here: (the place, the n of the first line there)."""
+        """Where what followed event n begins, as far as it is still here: (the place, the n of its first line)."""
         place, first = self.end, self.n + 1
         for data in itertools.chain(reversed(self.pending), (chunk.data for chunk in reversed(self.kept))):
             if first <= n + 1:
@@ -1683,7 +1676,7 @@ class Bell(threading.Event):
         now = time.monotonic()
         if now - self.told >= FAULT_SECONDS:
             self.told = now
-            self.tell(f"something went wrong ({type(error).__name__}): it cost one connection or one line, and the rest "
+            self.tell(f"something went wrong ({type(error).__name__}): it cost one connection or line, and the rest "
                       "goes on")
 
     def tell(self, text):
@@ -1929,7 +1922,7 @@ class Ban(collections.namedtuple("Ban", "name looks seat address until mute")):
     """Somebody whom the host keeps out, or mute, until this time of the session."""
 
     def is_for(self, name, seat, address):
-        """Whether this is the same person: by a name that looks alike, a seat they had, or an address of theirs alone."""
+        """Whether this is the same person: by a name that looks alike, a seat of theirs, or their own address."""
         neighbour = bool(address) and address == self.address
         return neighbour or looks_of(name) == self.looks or seat is not None and seat == self.seat
 
@@ -2011,6 +2004,8 @@ class Room:
         self.fanout.baton.release()
         if before:
             before.close()
+        if recording:  # then another run may go on in the session
+            self.secrets.keep(self.secrets.runs[self.secrets.run])
         # Only from here on: what was said before was said by people who had not been told.
         text = "this session is recorded from here on" if recording else "this session is no longer recorded"
         self.ask(self.host, {"do": "notice", "text": text, "recorded": bool(recording)})
@@ -2358,8 +2353,8 @@ def _decide_end(room, host, request):
 DECISIONS = {
     "hello": _decide_hello, "talk": _decide_talk, "tell": _decide_tell, "nick": _decide_nick, "who": _decide_who,
     "ping": _decide_ping, "bye": _decide_bye, "leave": _decide_leave, "lose": _decide_lose, "gone": _decide_gone,
-    "kick": _decide_kick, "ban": _decide_ban, "unban": _decide_unban, "mute": _decide_mute, "notice": _decide_announce, "mark": _decide_announce,
-    "end": _decide_end}
+    "kick": _decide_kick, "ban": _decide_ban, "unban": _decide_unban, "mute": _decide_mute, "notice": _decide_announce,
+    "mark": _decide_announce, "end": _decide_end}
 
 
 # === view =========================================================================================
@@ -2387,7 +2382,8 @@ class View:
             return ended
         if event.get("re") == "welcome":
             # Whoever comes back to their seat is sent what happened meanwhile, which changes nothing about the list.
-            self.name, self.heard, self.over = event["you"], min(event.get("seat", event["n"] + 1) - 1, event["n"]), False
+            self.name, self.over = event["you"], False
+            self.heard = min(event.get("seat", event["n"] + 1) - 1, event["n"])
             self.people, self.recorded = dict.fromkeys(event["people"]), event.get("recorded") is True
         elif word == "session":
             self.mine = self.mine if self.session and self.session["id"] == event["id"] else None
@@ -2568,7 +2564,10 @@ class Tls:
         import ssl
 
         while True:
-            sock.settimeout(max(0.001, until - time.monotonic()))
+            left = until - time.monotonic()
+            if left <= 0:  # else one byte a millisecond would go on for ever
+                raise socket.timeout
+            sock.settimeout(left)
             try:
                 self.end.do_handshake()
                 break
@@ -2611,8 +2610,6 @@ class Tls:
                 self.over = True
             except ssl.SSLWantReadError:
                 pass
-            except ssl.SSLZeroReturnError:
-                self.over = True
             if words:
                 self.idle = 0
             elif data:
@@ -4785,7 +4782,7 @@ class Client:
         """The text before the input line: who one is, and what is not as it should be."""
         unsent = self.link.unsent()
         state = ", ".join(filter(None, (self.link.trouble(), f"{unsent} unsent" if unsent else "")))
-        return f"{self.view.name}{f' ({state})' if state else ''}> "
+        return f"{clean_row(self.view.name)[:NAME_POINTS]}{f' ({state})' if state else ''}> "
 
     def status(self):
         """The text of the bar below: the room, who is here, and whether it is recorded."""
@@ -5499,8 +5496,8 @@ def write_cast(tape, seat, scenes, out, max_gap):
     for step, scene in cap_silence(scenes, max_gap):
         due += step
         for pieces in rows_of([scene], tape.session, seat):
-            out.write(_dump([round(due, 3), "o", coloured(break_rows(pieces, PICTURE[0])).replace("\n", "\r\n") + "\r\n"])
-                      + "\n")
+            text = coloured(break_rows(pieces, PICTURE[0])).replace("\n", "\r\n") + "\r\n"
+            out.write(_dump([round(due, 3), "o", text]) + "\n")
 
 
 # What the page is given of each event: the fields that are shown, so that nothing else of a file gets out with it.

@@ -1,10 +1,7 @@
 """Everything that can be said, shown by `join` on an emulated terminal: nothing leaves its row, nothing begins another's."""
-import contextlib
 import random
 import re
-import socket
 import tempfile
-import threading
 
 import chat
 from helpers import joined, serving
@@ -45,7 +42,6 @@ def codepoints(seed=1, points=0x110000, widths=(20, 23, 40, 57, 79, 80, 81, 132,
     """Every code point and escape at 80 columns, and forged lines at all these widths."""
     rows = 0
     with tempfile.TemporaryDirectory() as folder, serving() as server, joined(server, "eve") as eve:
-        threading.Thread(target=_pass_over, args=(eve,), daemon=True).start()
         with Person(folder, server) as bob:
             mode = set(bob.screen.mode) - {PASTE}
             rows += _show(bob, eve, messages(seed, points))
@@ -54,16 +50,8 @@ def codepoints(seed=1, points=0x110000, widths=(20, 23, 40, 57, 79, 80, 81, 132,
         for columns in widths:
             with Person(folder, server, columns=columns, name=f"w{columns}") as bob:
                 rows += _show(bob, eve, [padding(columns) for padding in PADDED.values()])
-        eve.sock.shutdown(socket.SHUT_RDWR)
     return (f"{points:,} code points, {len(escapes())} escapes, {len(PADDED)} forged lines at {len(widths)} widths: "
             f"{rows:,} rows on the screen, each its own line's or a continued one")
-
-
-def _pass_over(peer):
-    # Whoever never reads is cut.
-    with contextlib.suppress(OSError, ValueError):
-        for _ in peer.file:
-            pass
 
 
 def _show(bob, eve, texts):
@@ -75,6 +63,8 @@ def _show(bob, eve, texts):
             continue
         eve.say(text, f"sync {number}")
         bob.wait(lambda: f"sync {number}" in "".join(bob.raw[-20:]), f"sync {number} behind {text!r}")
+        eve.settle()  # who does not read is taken for dead after a while
+        eve.heard.clear()
     written = bob.written()[start:]
     assert not STRINGS.search(written), ascii(STRINGS.search(written).group())
     ends = {end for numbers, end in MOVES.findall(written)}

@@ -12,7 +12,7 @@ import pytest
 
 import chat
 import helpers
-from helpers import Peer, Served, Wire, joined, serving, wait_for
+from helpers import Peer, Wire, joined, serving, wait_for
 
 
 def packet(*requests):
@@ -669,16 +669,15 @@ def test_a_who_costs_by_the_people_it_lists_and_a_rename_more_than_a_word():
 
 
 def test_bytes_cost_as_well_even_if_no_line_ever_ends():
-    with serving(rate=50) as server, joined(server, "bob") as bob:
+    with serving(rate=400) as server, joined(server, "bob") as bob:
         start = time.monotonic()
-        bob.send_bytes(b'{"do":"ping","id":1,"x":"%s"}\n' % (b"x" * 60_000) * 6)  # 360 requests' worth, 160 over the burst
-        bob.until(re="pong", id=1)
-        for _ in range(5):
-            bob.expect_next(re="pong")
-        assert time.monotonic() - start > 1
-        bob.send_bytes(b"x" * 100_000 + b"\n")
+        bob.send_bytes(b'{"do":"ping","id":1,"x":"%s"}\n' % (b"x" * 60_000) * 30)  # 1,800 requests' worth, 200 over the burst
+        for _ in range(30):
+            bob.expect(re="pong")
+        assert time.monotonic() - start > 0.3
+        bob.send_bytes(b"x" * 300_000 + b"\n")
         bob.expect_next(re="error", code="too-long")
-        assert time.monotonic() - start > 4
+        assert time.monotonic() - start > 0.9
 
 
 def test_joins_from_one_address_come_later_beyond_the_limit(monkeypatch):
@@ -794,74 +793,6 @@ def test_one_who_reads_late_is_given_everything(server, places):
 
 
 # --- malice ---
-
-
-VALID = [packet(request) for request in (
-    {"do": "hello", "name": "mallory"}, {"do": "say", "text": "hi \\ \" 😀"},
-    {"do": "me", "text": "x", "id": 5},
-    {"do": "tell", "to": "ann", "text": "psst"}, {"do": "nick", "name": "юля"}, {"do": "who", "id": 1},
-    {"do": "ping"}, {"do": "say", "text": "\n\t\x1b[2J\u202e" * 10, "extra": [[], {}, None, 1e5]})]
-TOKENS = [b'"', b"{", b"}", b"[" * 40, b"]", b"\\", b"\\u", b"\\ud800", b"\0", b"\n", b"\r", b",", b":", b"-",
-          b"1e999", b"NaN", b"9" * 400, b"\xff", b"\xef\xbb\xbf", b'"do":', b'"id":', b'"name":', b"null",
-          b'{"do":"bye"}']
-
-
-def mutated(chance):
-    """A request with something wrong, or just bytes."""
-    if chance.random() < 0.15:
-        return bytes(chance.randrange(256) for _ in range(chance.randrange(200))) + b"\n"
-    line = bytearray(chance.choice(VALID))
-    for _ in range(chance.randint(0, 4)):
-        at, kind = chance.randrange(len(line)), chance.randrange(4)
-        if kind == 0:
-            line[at] = chance.randrange(256)
-        elif kind == 1:
-            line[at:at] = chance.choice(TOKENS)
-        elif kind == 2:
-            del line[at:at + chance.randint(1, 10)]
-        else:
-            line[at:at] = line[at:at + 20] * chance.randint(1, 5)
-        line = line or bytearray(b"\n")
-    return bytes(line)
-
-
-def attack(server, seed, lines):
-    """Send so many hostile lines, over as many connections as it takes."""
-    chance = random.Random(seed)
-    while lines:
-        with contextlib.suppress(OSError), Peer(server) as peer:
-            peer.sock.settimeout(0.0)
-            while lines:
-                with contextlib.suppress(BlockingIOError):
-                    while peer.sock.recv(65536):
-                        pass
-                    break
-                lines -= 1
-                name = f"mallory{seed}{lines}"
-                hello = packet({"do": "hello", "name": name})
-                with contextlib.suppress(BlockingIOError):
-                    peer.sock.send(hello if chance.random() < 0.1 else mutated(chance))
-
-
-def test_hostile_lines_trouble_nobody_who_talks():
-    with Served("--rate", "0") as server:
-        canaries = [joined(server, "ann"), joined(server, "bob")]
-        attackers = [threading.Thread(target=attack, args=(server, seed, 500)) for seed in range(4)]
-        for attacker in attackers:
-            attacker.start()
-        number = 0
-        while number < 100 or any(attacker.is_alive() for attacker in attackers):
-            for who in (0, 1):
-                canaries[who].say(f"canary {who} {number}")
-                for canary in canaries:
-                    canary.expect(ev="say", who=("ann", "bob")[who], text=f"canary {who} {number}")
-            number += 1
-        for canary in canaries:
-            said = [json.loads(line)["text"] for line in canary.heard if b'"text":"canary' in line]
-            assert said == [f"canary {who} {n}" for n in range(number) for who in (0, 1)][-len(said):]
-            canary.close()
-        assert server.end() == 0
-        assert server.errors.text() == ""
 
 
 @pytest.mark.parametrize("line", [

@@ -780,3 +780,13 @@ def test_words_of_several_scripts_make_a_name(name):
 def test_what_looks_reserved_is_reserved(name):
     with pytest.raises(chat.ChatError, match="reserved"):
         chat.check_name(name)
+
+
+@pytest.mark.parametrize("field, odd", [(field, odd) for field in ("id", "k", "name") for odd in
+                                        (None, True, -1, 1.5, 1 << 60, [], {}, [[1]], "\ud800")
+                                        ] + [("id", "1"), ("k", "1"), ("name", 7)])
+def test_what_a_server_says_is_judged_wherever_it_stands(field, odd):
+    for line in ({"ev": "say", "n": 1, "t": 0.0, "who": "a", "text": "b"}, {"re": "error", "t": 0.0, "code": "x", "text": "y"},
+                 {"ev": "poll", "t": 0.0}):
+        with pytest.raises(chat.ChatError):
+            chat.decode_event(json.dumps({**line, field: odd}))

@@ -266,6 +266,15 @@ def test_with_the_code_one_comes_in_and_talks(server, code):
         assert bob.rest()
 
 
+def test_one_who_reads_late_is_given_everything(server, code):
+    with joined(server, "ann", code=code) as ann, joined(server, "bob", receive_buffer=4096, code=code) as bob:
+        for number in range(200):
+            ann.say("ж" * 3990 + str(number))
+            ann.expect(ev="say")
+        said = [line["text"][3990:] for line in bob.until(text="ж" * 3990 + "199")]
+        assert said == [str(number) for number in range(200)]
+
+
 def test_without_the_key_nothing_is_told_but_that(server, code):
     for request in ({"do": "hello", "name": "bob"}, {"do": "hello", "name": "bob", "proof": "ж"}, {"do": "who"},
                     {"do": "hello", "name": "bob", "token": server.room.secrets.token(1)[:-1] + "x"}):
@@ -524,6 +533,16 @@ def test_what_others_can_reach_is_private_unless_it_is_open(monkeypatch, host, o
     monkeypatch.setattr(chat, "signals_caught", lambda *names: contextlib.nullcontext())
     chat.serve(host, 0, **options)
     assert rooms[0].private == private
+
+
+def test_a_server_that_goes_on_in_its_file_has_the_same_code(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    codes = set()
+    for _ in range(2):
+        room = chat.open_room("lab", str(tmp_path / "log.jsonl"), 50, 0)
+        codes.add(chat.Gate(chat.Identity()).code(room))
+        room.fanout.recording.close()
+    assert len(codes) == 1
 
 
 def test_a_private_room_keeps_its_secrets_to_itself(tmp_path):
