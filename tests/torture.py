@@ -781,7 +781,7 @@ def run(row, seed, short, more=()):
     try:
         passed, figure = True, row.run(**options)
     except Exception as error:  # whatever it is, the next test runs
-        passed, figure = False, f"{type(error).__name__}: {error}"
+        passed, figure = False, f"{type(error).__name__}: {error}".split("\n")[0][:500]
         if not isinstance(error, AssertionError):
             traceback.print_exc()
     return passed, figure, time.monotonic() - start
