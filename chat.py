@@ -1660,8 +1660,8 @@ class Work(collections.namedtuple("Work", "coming parting letters gone")):
     # all that is in the log by now); members that have left and whose reader is gone.
 
     def size(self):
-        """How many bytes it holds, about."""
-        return sum(len(line) for _, line, *_ in self.letters + self.coming)
+        """How many bytes it holds, about; newcomers count less, or a crowd of them would wait for itself."""
+        return sum(len(line) for _, line in self.letters) + sum(len(line) for _, line, *_ in self.coming) // 32
 
 
 class Bell(threading.Event):
