@@ -2004,6 +2004,8 @@ class Room:
         self.fanout.baton.release()
         if before:
             before.close()
+        if recording:  # then another run may go on in the session
+            self.secrets.keep(self.secrets.runs[self.secrets.run])
         # Only from here on: what was said before was said by people who had not been told.
         text = "this session is recorded from here on" if recording else "this session is no longer recorded"
         self.ask(self.host, {"do": "notice", "text": text, "recorded": bool(recording)})

@@ -415,3 +415,12 @@ def test_a_held_seat_of_a_run_before_ends_as_well(log):
     room.release()
     room.flush()
     assert not room.people and read_file(open(log, "rb"))[-1]["why"] == "lost"
+
+
+def test_a_session_that_is_recorded_later_can_be_gone_on_in_too(log):
+    room = chat.Room("lab")
+    bob = sitting(room, "bob")
+    room.record(chat.new_recording(log, room.log.session_line))
+    room.flush()
+    killed(room)
+    assert opened(log).seat_of({"token": bob.welcome["token"]}) == bob.seat
