@@ -726,7 +726,7 @@ ROWS = [
         steps, short={"every": 61}),
     Row("black-holes", "links that drip, merge, stall, are half open or silent, without a FIN",
         "noticed within 30 s by both; back under one's own name, nothing missed",
-        black_holes, short={"scale": 0.04}),
+        black_holes, short={"scale": 0.12}),
     Row("raising", "an error raised at the k-th call of each write, send, push, close, accept, for every k",
         "others unaffected, nobody has a gap, threads alive", of("faults", "raising"), long={"rounds": 0},
         elsewhere=True),
