@@ -93,7 +93,8 @@ def _a_life(chance, system, path):
             return None
         ann, bob = enter(room, "ann"), enter(room, "bob")
         for number in range(chance.randint(3, 8)):
-            say(room, chance.choice([ann, bob]), *[f"line {number} {'ж' * chance.randint(1, 50)}"] * chance.randint(1, 3))
+            text = f"line {number} {'ж' * chance.randint(1, 50)}"
+            say(room, chance.choice([ann, bob]), *[text] * chance.randint(1, 3))
             if chance.random() < 0.3:
                 ask(room, None, "mark", text="part")
                 time.sleep(0.004)  # so that it is synced
@@ -298,17 +299,14 @@ def _one_evening(kind, k, error):
         return os.write(descriptor, data)
 
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        stack.enter_context(replaced(chat, os=System(write=write), RETRY_SECONDS=0.01))
         path = os.path.join(folder, "lab.jsonl")
-        try:
-            room = chat.open_room("lab", path, 50, 0)
-        except Exception:
-            return True  # a server that cannot begin says so, or shows what no disk ever raises
-        stack.enter_context(replaced(chat, listen=lambda *address, listen=chat.listen: _faulty(listen(*address), traps, True)))
+        room, listen = chat.open_room("lab", path, 50, 0), chat.listen
+        stack.enter_context(replaced(chat, os=System(write=write), RETRY_SECONDS=0.01,
+                                     listen=lambda *address: _faulty(listen(*address), traps, True)))
         if kind == "push":
             room.fanout.push = lambda member, push=room.fanout.push: trap.step() or push(member)
-        with serving(room) as server:
-            lost = _talk_and_go(server, stack)
+        with serving(room) as server, contextlib.ExitStack() as peers:  # whose end nobody has to wait for
+            lost = _talk_and_go(server, peers)
             faults = list(room.fanout.spoken.faults)
             assert server.caretaker.thread.is_alive()
         assert lost <= 1, f"{lost} connections were lost by one fault"

@@ -568,3 +568,11 @@ def test_two_who_flush_at_once_leave_nothing_behind(room, quick_switches):
         thread.join()
     assert not left_behind
     assert len(texts(members[0].out.lines())) == 1000
+
+
+def test_what_goes_wrong_is_told_by_its_kind_and_not_too_often():
+    bell = chat.Bell()
+    for _ in range(100):
+        bell.fail(MemoryError("somebody's words"))
+    (told,) = bell.faults
+    assert "(MemoryError)" in told and "words" not in told and bell.is_set()

@@ -631,6 +631,26 @@ def test_a_second_server_is_refused_the_file_of_the_first(serve, log):
         assert [line["ev"] for line in events_of(log)] == ["session", "join"]
 
 
+@pytest.mark.skipif(not chat.fcntl and not chat.msvcrt, reason="needs locks on files")
+@pytest.mark.parametrize("begun", [b"", b'{"ev":"session","n":0,"t":0.0,"v":1,"id":"s1","room":"lab",'
+                                   b'"start":"2026-11-20T12:00:00.000+03:00"}\n{"ev":"say","n":1,"t'])
+def test_of_two_servers_that_start_at_once_one_is_refused_and_the_file_is_whole(log, begun):
+    log.write_bytes(begun)
+    starts = [subprocess.Popen([sys.executable, chat.__file__, "serve", "--port", "0", "--log", log], encoding="utf-8",
+                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+              for _ in range(2)]
+    wait_for(lambda: any(start.poll() is not None for start in starts), "one of them gives up")
+    (refused, server) = sorted(starts, key=lambda start: start.poll() is None)
+    assert refused.communicate()[1] == "chat.py: another server is recording into this file.\n"
+    for line in server.stdout:
+        if "Ctrl+C ends the room" in line:
+            break
+    server.terminate()
+    server.communicate()
+    assert [event["n"] for event in events_of(log)] == [0, 1]
+    assert begun == b"" or (log.parent / "log.jsonl.torn").read_bytes() == b'{"ev":"say","n":1,"t'
+
+
 def test_a_folder_that_cannot_be_made_is_told_in_one_sentence(tmp_path):
     (tmp_path / "file").touch()
     code, out, err = run("--port", 0, "--log", tmp_path / "file" / "x.jsonl")
