@@ -15,8 +15,9 @@ from strangers import TOKENS
 OPENING = [{**welcome(1, "bob", "eve"), "token": "1.0", "run": "r", "since": 1}, SESSION, join(2, "bob")]
 VALID = [say(3, "eve", "hi bob"), {**say(4, "bob", "mine"), "id": 1}, join(5, "юля"), nick(6, "юля", "ann"),
          leave(7, "ann", "kicked", text="loud"), mark(8), tell(8.5, "eve", "bob"), {**mark(9), "ev": "notice"},
-         {"re": "error", "t": 9.0, "code": "muted", "text": "no", "id": 2, "name": "b"}, {"re": "pong", "t": 9.0, "k": 3},
-         {"re": "who", "t": 9.0, "people": ["eve", "bob"], "away": {"eve": 3}}, OPENING[0], SESSION,
+         {"re": "error", "t": 9.0, "code": "muted", "text": "no", "id": 2, "name": "b"},
+         {"re": "pong", "t": 9.0, "k": 3}, {"re": "who", "t": 9.0, "people": ["eve", "bob"], "away": {"eve": 3}},
+         OPENING[0], SESSION,
          {"ev": "later", "n": 10, "t": 9.0, "x": [1, {"y": EVIL}]}]
 UNWANTED = re.compile("[\0-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -55,7 +56,8 @@ def hostile(seed=1, lines=200_000, links=20):
                 sock.shutdown(socket.SHUT_RDWR)
         bob.link.parting = True
         bob.leave()
-    return f"{lines:,} malformed lines of a server over {links} links: {shown:,} rows shown, all harmless; the client lives"
+    return (f"{lines:,} malformed lines of a server over {links} links: {shown:,} rows shown, all harmless; "
+            f"the client lives")
 
 
 def _attack(sock, chance, count, link):

@@ -9,7 +9,7 @@ from pathlib import Path
 from unittest import mock
 
 import chat
-from helpers import SECONDS, Peer, Served, joined, wait_for
+from helpers import SECONDS, Served, joined, wait_for
 
 
 class Glass:

@@ -1,4 +1,4 @@
-"""Everything that can be said, shown by `join` on an emulated terminal: nothing leaves its row, nothing begins another's."""
+"""All that can be said, shown by `join` on an emulated terminal: nothing leaves its row, or begins another's."""
 import random
 import re
 import tempfile
@@ -6,7 +6,7 @@ import tempfile
 import chat
 from helpers import joined, serving
 from terminal import Person
-from test_rendering import FORGED, PADDED
+from test_rendering import PADDED
 
 AT_THE_EDGE = re.compile(r"\d\d:\d\d |" + re.escape(chat.CONTINUED.rstrip()))  # how every row of the talk begins
 STRINGS = re.compile("\x1b[]PX^_]|[\x90\x98\x9b\x9d-\x9f]")  # what sets titles, clipboards and the like
@@ -58,11 +58,10 @@ def _show(bob, eve, texts):
     # Have all this said, a little at a time, so that the client shows it all; returns how many rows that made.
     start = len(bob.written())
     bob.screen.history.top.clear()
-    for number, text in enumerate(texts):
-        if not chat._blank.sub("", text):
-            continue
-        eve.say(text, f"sync {number}")
-        bob.wait(lambda: f"sync {number}" in "".join(bob.raw[-20:]), f"sync {number} behind {text!r}")
+    texts = [text for text in texts if chat._blank.sub("", text)]
+    for number in range(0, len(texts), 10):
+        eve.say(*texts[number:number + 10], f"sync {number}")
+        bob.wait(lambda: f"sync {number}" in "".join(bob.raw[-20:]), f"sync {number}")
         eve.settle()  # who does not read is taken for dead after a while
         eve.heard.clear()
     written = bob.written()[start:]
