@@ -4110,9 +4110,18 @@ def remember_address(address):
             file.write("\n".join(addresses[:RECENT]) + "\n")
 
 
+def _is_code(text):
+    # Written in groups also with a mistake in it; but a computer may well be called something of 18 letters.
+    with contextlib.suppress(ChatError):
+        return bool(Code.read(text))
+    return bool(re.fullmatch("[0-9a-z]{6}([ -])[0-9a-z]{6}\\1[0-9a-z]{6}", text, re.IGNORECASE | re.ASCII))
+
+
 def find_invite(address):
     """(the Code or None, the address without it), of CODE@ADDRESS or of an address for which CHAT_INVITE has a code."""
     code, _, place = address.rpartition("@")
+    if _is_code(place):  # never to be looked up as a name: whoever is asked would know it
+        raise ChatError("a code alone does not say where the room is; write CODE@ADDRESS")
     invite = os.environ.get("CHAT_INVITE", "")
     if invite and not code:
         code, _, known = invite.rpartition("@") if "@" in invite else (invite, "", "")
@@ -4854,11 +4863,11 @@ def _interrupt():
 
 
 def _enter_at_terminal(link, name):
-    # At a terminal: a name that is refused can be given anew, and a code that lacks.
+    # At a terminal: a name that is refused can be given anew, and a code that lacks or no longer holds.
     try:
         link.join(name, ask_again)
     except ChatError as error:
-        if error.code != "no-key" or link.code:
+        if error.code != "no-key":
             raise
         print(f"{error}.")
         link.code = ask_code()

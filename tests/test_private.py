@@ -573,3 +573,18 @@ def test_an_open_room_starts_and_is_joined_without_what_encrypts(tmp_path):
     done = subprocess.run([sys.executable, "-c", script], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=30,
                           env={**os.environ, "PYTHONPATH": os.path.dirname(chat.__file__)})
     assert done.returncode == 0 and b"bob joined" in done.stdout
+
+
+CODE = str(chat.Code("K7Q2MX9D3F", 12345))
+
+
+@pytest.mark.parametrize("text", [CODE, CODE.lower().replace("-", ""), CODE.replace("-", " "), CODE[:-1] + "ZY"[CODE[-1] == "Z"]])
+def test_a_code_alone_is_not_looked_up_as_the_name_of_a_computer(text, monkeypatch):
+    monkeypatch.setattr(socket, "getaddrinfo", None)
+    with pytest.raises(chat.ChatError, match="write CODE@ADDRESS") as refusal:
+        chat.join(text, "bob")
+    assert text not in str(refusal.value)
+
+
+def test_a_computer_may_be_called_something_as_long_as_a_code():
+    assert chat.find_invite("averyverylonghost1") == (None, "averyverylonghost1")
